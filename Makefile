@@ -1,0 +1,54 @@
+# The only front door for people who develop Olivine: `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUTF8 := 1
+
+.PHONY: help env lock generate fmt verify test test-full demo cluster cluster-down clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: .venv/.complete ## Install what is needed: Debian packages, uv, the locked environment in .venv
+
+.venv/.complete: requirements.lock pyproject.toml tools/bootstrap.sh
+	@tools/bootstrap.sh
+
+lock: ## Resolve pyproject.toml anew into requirements.lock
+	uv pip compile --universal --generate-hashes --python-version 3.11 --all-extras --upgrade -q pyproject.toml -o requirements.lock
+
+generate: env ## Write crds/, the chart's copies and docs/reference/ from operator/olivine_api
+	$(PY) tools/generate.py
+
+fmt: env ## Format
+	ruff check --fix-only -q . && ruff format -q .
+
+verify: env ## Format, lint, types, layers, generated files, chart, links in the docs
+	ruff format --check -q .
+	ruff check -q .
+	pyright
+	lint-imports --no-cache
+	$(PY) tools/generate.py --check
+	$(PY) tools/check_docs.py
+	helm=$$($(PY) -m devcluster clients)/helm tools/check_chart.sh
+
+test: env ## Run the tests: unit, API server, pods on the embedded cluster
+	$(PY) -m devcluster build
+	tools/with_cluster.sh $(PY) -m pytest -m "not full"
+
+test-full: env ## Run the long tests too: matrices, soaks, every command of the docs
+	$(PY) -m devcluster build
+	tools/with_cluster.sh $(PY) -m pytest
+
+demo: cluster ## Fine-tune a small model on the embedded cluster and show base and tuned side by side
+	$(PY) tools/demo.py
+
+cluster: env ## Start the embedded cluster with S3, the base model and the operator, and leave it running
+	$(PY) -m devcluster up
+
+cluster-down: ## Stop the embedded cluster and remove every trace of it
+	@[ ! -x $(PY) ] || $(PY) -m devcluster down
+
+clean: cluster-down ## Remove what the targets made in the checkout
+	rm -rf .venv .olivine .pytest_cache .ruff_cache

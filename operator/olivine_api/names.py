@@ -1,0 +1,50 @@
+"""Every name that two sides must agree on: API group, labels, annotations, mounted files, environment variables."""
+
+from typing import Final
+
+GROUP: Final = "olivine.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+FINETUNEJOB_KIND: Final = "FineTuneJob"
+FINETUNEJOB_PLURAL: Final = "finetunejobs"
+
+# Labels on children.
+LABEL_JOB: Final = "olivine.dev/job"
+LABEL_JOB_UID: Final = "olivine.dev/job-uid"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "olivine"
+
+# Annotation on the child Job: digest of the specification that it was made from.
+ANNOTATION_SPEC_DIGEST: Final = "olivine.dev/spec-digest"
+
+# The job's ConfigMap, mounted as a folder into every trainer pod.
+CONFIG_DIR: Final = "/etc/olivine/job"
+CONFIG_SPEC: Final = "spec.json"  # FineTuneJobSpec, defaults filled in
+CONFIG_IDENTITY: Final = "identity.json"  # JobIdentity
+CONFIG_CA: Final = "status-ca.crt"  # trust anchor of the operator's status endpoint
+
+# Projected ServiceAccount token for the status endpoint.
+TOKEN_DIR: Final = "/var/run/secrets/olivine"
+TOKEN_FILE: Final = "token"
+TOKEN_AUDIENCE: Final = "olivine-status"
+
+# Scratch space: the only writable folders of a trainer pod.
+SCRATCH_DIR: Final = "/scratch"
+TERMINATION_LOG: Final = "/dev/termination-log"
+TERMINATION_LOG_LIMIT: Final = 4096  # bytes; kubelet truncates the rest
+
+# Environment of trainer pods.
+ENV_STATUS_URL: Final = "OLIVINE_STATUS_URL"
+ENV_POD_NAME: Final = "OLIVINE_POD_NAME"
+ENV_CPU_LIMIT: Final = "OLIVINE_CPU_LIMIT"  # whole CPUs, rounded up by the kubelet
+# Credentials of one source are its Secret's keys behind a prefix: OLIVINE_STORAGE_AWS_ACCESS_KEY_ID, …
+ENV_SECRET_PREFIXES: Final = {
+    "storage": "OLIVINE_STORAGE_",
+    "model": "OLIVINE_MODEL_",
+    "train": "OLIVINE_TRAIN_",
+    "validation": "OLIVINE_VALIDATION_",
+}
+
+# Status endpoint: POST {ENV_STATUS_URL}{STATUS_PATH} with a Snapshot.
+STATUS_PATH: Final = "/v1/namespaces/{namespace}/finetunejobs/{name}/snapshot"
+STATUS_BODY_LIMIT: Final = 64 * 1024  # bytes

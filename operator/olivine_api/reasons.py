@@ -1,0 +1,60 @@
+"""Stable CamelCase reasons: in conditions, in Events, in termination messages."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a condition holds. Users match on these: add, never rename."""
+
+    # progress of a job
+    ACCEPTED = "Accepted"
+    WAITING_FOR_POD = "WaitingForPod"
+    WAITING_FOR_CHILD = "WaitingForChild"
+    POD_RUNNING = "PodRunning"
+    RESTARTING = "Restarting"
+    SUSPENDED_BY_USER = "SuspendedByUser"
+    NOT_SUSPENDED = "NotSuspended"
+    BASE_EVALUATED = "BaseEvaluated"
+    EVALUATED = "Evaluated"
+    PUBLISHED = "Published"
+    COMPLETED = "Completed"
+    CANCELLED = "Cancelled"
+    FINISHED = "Finished"
+    POD_LEAVING = "PodLeaving"
+    LEFT_TO_KUEUE = "LeftToKueue"
+    IN_PROGRESS = "InProgress"
+
+    # the user's to mend
+    INVALID_SPEC = "InvalidSpec"
+    FILE_URI_NOT_ALLOWED = "FileUriNotAllowed"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_UNSUPPORTED = "ModelUnsupported"
+    DATA_NOT_FOUND = "DataNotFound"
+    DATA_UNREADABLE = "DataUnreadable"
+    DATA_EMPTY = "DataEmpty"
+    COLUMN_MISSING = "ColumnMissing"
+    ROW_TOO_LONG = "RowTooLong"
+    TARGET_MODULES_NOT_FOUND = "TargetModulesNotFound"
+    STORAGE_NOT_FOUND = "StorageNotFound"
+    STORAGE_ACCESS_DENIED = "StorageAccessDenied"
+    STORAGE_UNSUPPORTED = "StorageUnsupported"
+    NON_FINITE_LOSS = "NonFiniteLoss"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    SOURCE_CHANGED = "SourceChanged"
+
+    # the platform's to mend
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    OUT_OF_MEMORY = "OutOfMemory"
+    INTERRUPTED = "Interrupted"
+    SUPERSEDED = "Superseded"
+    PEER_LOST = "PeerLost"
+    POD_FAILED = "PodFailed"
+    POD_LOST = "PodLost"
+    UNSCHEDULABLE = "Unschedulable"
+    TOO_MANY_RESTARTS = "TooManyRestarts"
+    CRASH_LOOP = "CrashLoop"
+    POD_NOT_CREATED = "PodNotCreated"
+    CHILD_LOST = "ChildLost"
+    NAME_TAKEN = "NameTaken"
+    CHILD_REFUSED = "ChildRefused"
+    INTERNAL_ERROR = "InternalError"

@@ -1,0 +1,1 @@
+"""The operator: watches FineTuneJobs, makes their children, reports their state."""

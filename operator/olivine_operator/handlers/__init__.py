@@ -1,0 +1,1 @@
+"""What feeds the reconciler: kopf's watches, periodic listings, and the process that ties all parts together."""

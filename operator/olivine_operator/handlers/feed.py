@@ -1,0 +1,50 @@
+"""What is seen of an object goes into the cache; what is news there asks for a look at the FineTuneJob it belongs to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from olivine_operator.plan.observed import ChildView, JobView, Key, PodView, Raw
+from olivine_operator.runtime.api import FINETUNEJOBS, JOBS, PODS, Kind
+from olivine_operator.runtime.cache import Cache, Shelf
+from olivine_operator.runtime.reports import Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A kind that is watched: its shelf, and how its objects are read."""
+
+    kind: Kind
+    shelf: Shelf[Any]
+    read: Callable[[Raw], Any]
+    children: bool
+    """Whether only objects with the job label are wanted."""
+
+
+class Feed:
+    """From raw objects to cache and queue."""
+
+    def __init__(self, cache: Cache, memory: Memory, ask: Callable[[Key], None]) -> None:
+        self.watched = (
+            Watched(kind=FINETUNEJOBS, shelf=cache.jobs, read=JobView.from_raw, children=False),
+            Watched(kind=JOBS, shelf=cache.children, read=ChildView.from_raw, children=True),
+            Watched(kind=PODS, shelf=cache.pods, read=PodView.from_raw, children=True),
+        )
+        self._memory = memory
+        self._ask = ask
+
+    def see(self, watched: Watched, raw: Raw) -> bool:
+        """An object as it is now; returns whether that is news."""
+        view = watched.read(raw)
+        news = watched.shelf.put(view)
+        if news:
+            self._ask(view.key)
+        return news
+
+    def gone(self, watched: Watched, uid: str, version: str | None = None) -> None:
+        """An object that is no more, and the version it went with where that is known."""
+        known = watched.shelf.bury(uid, version)
+        if known is not None:
+            self._ask(known.key)
+        if watched.kind is FINETUNEJOBS:
+            self._memory.forget(uid)

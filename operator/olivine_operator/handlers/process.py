@@ -1,0 +1,131 @@
+"""The process: every part made, started in order, and ended together."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+
+from olivine_operator.handlers.feed import Feed
+from olivine_operator.handlers.resync import Resync
+from olivine_operator.handlers.watching import watch
+from olivine_operator.plan.observed import JobView, Report
+from olivine_operator.plan.settings import OperatorSettings
+from olivine_operator.runtime.api import KubeApi, connect
+from olivine_operator.runtime.cache import Cache
+from olivine_operator.runtime.health import serve_health
+from olivine_operator.runtime.metrics import Metrics
+from olivine_operator.runtime.reconciler import Reconciler
+from olivine_operator.runtime.reports import Memory
+from olivine_operator.runtime.status_server import StatusServer
+from olivine_operator.runtime.tls import StatusTls
+from olivine_operator.runtime.tokens import TokenVerifier
+from olivine_operator.runtime.workers import WorkQueue
+
+_log = logging.getLogger(__name__)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def run_operator(settings: OperatorSettings) -> None:
+    """Runs until SIGTERM; fails where a part cannot go on, so that Kubernetes starts it anew."""
+    metrics = Metrics()
+    api = await connect(metrics)
+    try:
+        await Operator(settings, api, metrics).run()
+    finally:
+        await api.close()
+
+
+class Operator:
+    """All parts of one operator."""
+
+    def __init__(self, settings: OperatorSettings, api: KubeApi, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._cache = Cache()
+        self._memory = Memory()
+        self._queue = WorkQueue(metrics)
+        self._tls = StatusTls(api, settings)
+        self._working = False
+        feed = Feed(self._cache, self._memory, self._queue.add)
+        self._feed = feed
+        self._resync = Resync(api=api, feed=feed, metrics=metrics, every_seconds=settings.resync_seconds, clock=time.monotonic)
+        self._reconciler = Reconciler(
+            api=api,
+            cache=self._cache,
+            memory=self._memory,
+            settings=settings,
+            metrics=metrics,
+            ca_certificate=self._tls.ca_certificate,
+            clock=_now,
+        )
+        self._server = StatusServer(
+            cache=self._cache,
+            verifier=TokenVerifier(api, time.time),
+            accept=self._accept,
+            metrics=metrics,
+            ready=lambda: self._working,
+            clock=_now,
+        )
+        metrics.observe_phases(lambda: (str(job.status.get("phase", "Pending")) for job in self._cache.jobs))
+
+    async def run(self) -> None:
+        """Runs until the watches end."""
+        settings = self._settings
+        health = await serve_health(
+            settings.http_address, settings.http_port, metrics=self._metrics, alive=self._resync.trouble, ready=self._not_ready
+        )
+        try:
+            await self._resync.wait_for_crd()
+            await self._tls.load()
+            await self._run_together()
+        finally:
+            await self._server.stop()
+            await health.cleanup()
+
+    async def _run_together(self) -> None:
+        """All tasks; the first one that ends takes the others with it."""
+        others = [
+            asyncio.create_task(self._work(), name="work"),
+            asyncio.create_task(self._tls.keep(self._look_at_all), name="certificate"),
+        ]
+        stopped = asyncio.Event()
+
+        def stop() -> None:
+            # Before kopf ends: it would wait for every task that is younger than itself.
+            stopped.set()
+            for task in others:
+                task.cancel()
+
+        watching = asyncio.create_task(watch(self._feed, stop), name="watch")
+        await asyncio.wait([*others, watching], return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.is_set():
+            watching.cancel()
+            stop()
+        results = await asyncio.gather(*others, watching, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _work(self) -> None:
+        endpoint = self._settings.status_endpoint
+        await self._resync.reach_sync()
+        await self._server.start(endpoint.address, endpoint.port, self._tls.context)
+        self._working = True
+        _log.info("ready: %d FineTuneJobs", len(self._cache.jobs.versions()))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._queue.run(self._settings.workers, self._reconciler.look))
+            group.create_task(self._resync.keep())
+
+    def _look_at_all(self) -> None:
+        for job in self._cache.jobs:
+            self._queue.add(job.key)
+
+    def _not_ready(self) -> str | None:
+        return None if self._working else "still reading the cluster's state"
+
+    def _accept(self, job: JobView, report: Report) -> None:
+        self._memory.take_report(job.uid, report)
+        self._queue.add(job.key)

@@ -1,0 +1,87 @@
+"""The three ends of a job. Terminal is terminal: nothing leads back from here."""
+
+from datetime import datetime, timedelta
+
+from olivine_api.exit_codes import Category
+from olivine_api.reasons import Reason
+from olivine_api.status import ConditionType, Failure
+from olivine_operator.plan.conditions import find, truncate
+from olivine_operator.plan.draft import Draft
+from olivine_operator.plan.naming import queued_by_kueue
+from olivine_operator.plan.outcome import DeleteChild, SuspendChild
+
+# The Job controller ends the Job by itself where a pod's exit code says so; pods and their logs stay then.
+_CHILD_ENDS_BY_ITSELF = timedelta(seconds=30)
+
+
+def fail(draft: Draft, failure: Failure, *, reason: str | None = None, message: str | None = None) -> None:
+    """Ends the job as failed; reason and message of the condition default to the failure's."""
+    draft.update(last_failure=failure.model_copy(update={"message": truncate(failure.message)}))
+    _end_failed(draft, reason or failure.reason, message or failure.message)
+
+
+def fail_by_user(draft: Draft, reason: str, message: str) -> None:
+    """Ends the job because of something that the user has to change."""
+    fail(draft, Failure(category=Category.USER, reason=reason, message=truncate(message), at=draft.now))
+
+
+def cancel(draft: Draft) -> None:
+    """Ends the job because its user wants so."""
+    _end_failed(draft, Reason.CANCELLED, "cancelled by spec.cancel; checkpoints stay in the storage")
+    end_child(draft)
+
+
+def succeed(draft: Draft) -> None:
+    """Ends the job well."""
+    status = draft.status
+    if status.artifacts:
+        where = "; ".join(f"{artifact.kind.lower()} at {artifact.uri}" for artifact in status.artifacts)
+        draft.set(ConditionType.PUBLISHED, "True", Reason.PUBLISHED, where)
+    else:
+        # The Job is complete only after publishing, but nobody told where.
+        where = f"the final report was lost; the artifacts lie below {status.storage_uri or 'the storage prefix'}/artifacts"
+    steps = f"trained {status.progress.step} steps; " if status.progress is not None else ""
+    _stop(draft)
+    draft.set(ConditionType.COMPLETE, "True", Reason.COMPLETED, f"{steps}{where}")
+
+
+def _end_failed(draft: Draft, reason: str, message: str) -> None:
+    _stop(draft)
+    draft.set(ConditionType.FAILED, "True", reason, message)
+    draft.set(ConditionType.STALLED, "True", reason, message)
+
+
+def _stop(draft: Draft) -> None:
+    draft.update(completion_time=draft.now, next_retry_time=None)
+    if draft.condition(ConditionType.RUNNING) is not None:
+        draft.set(ConditionType.RUNNING, "False", Reason.FINISHED, "the job has ended")
+    if draft.holds(ConditionType.SUSPENDED):
+        draft.set(ConditionType.SUSPENDED, "False", Reason.FINISHED, "the job has ended")
+
+
+def end_child(draft: Draft) -> None:
+    """Of an ended job no pod goes on: a failed one's Job is suspended, so that logs stay; a cancelled or queued one's deleted."""
+    child = draft.observed.child
+    failed = find(draft.status.conditions, ConditionType.FAILED)
+    if child is None or child.finished or child.deleting or failed is None or failed.status != "True":
+        return
+    if failed.reason == Reason.CANCELLED:
+        draft.act(DeleteChild(name=child.name, uid=child.uid))
+        return
+    queued = queued_by_kueue(draft.observed.job.labels)
+    if child.suspended and not queued:
+        return
+    patience = _patience(draft, failed.reason)
+    if patience > draft.now:
+        draft.look_again_at(patience)
+    elif queued:
+        # Kueue owns its suspend, and would let a suspended one run again.
+        draft.act(DeleteChild(name=child.name, uid=child.uid))
+    else:
+        draft.act(SuspendChild(name=child.name, suspend=True))
+
+
+def _patience(draft: Draft, reason: str) -> datetime:
+    if reason in (Reason.TOO_MANY_RESTARTS, Reason.CRASH_LOOP) or draft.status.completion_time is None:
+        return draft.now
+    return draft.status.completion_time + _CHILD_ENDS_BY_ITSELF

@@ -1,0 +1,129 @@
+"""One look at a FineTuneJob: from what is observed to what is to be written and done."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from olivine_api.exit_codes import Category
+from olivine_api.finetunejob import Retries
+from olivine_api.reasons import Reason
+from olivine_api.status import Child, ConditionType, Failure
+from olivine_operator.plan import endings
+from olivine_operator.plan.child import build_child
+from olivine_operator.plan.draft import Draft
+from olivine_operator.plan.failures import RESTART_TIMES_LIMIT
+from olivine_operator.plan.naming import child_name
+from olivine_operator.plan.observed import Observed, Obstacle
+from olivine_operator.plan.outcome import Plan
+from olivine_operator.plan.settings import OperatorSettings
+from olivine_operator.plan.training import follow_child
+from olivine_operator.plan.validation import Refusal, validate
+
+_OBSTACLE_RETRY_SECONDS = 15
+# A stage is news at once, but never more often than this.
+_STAGE_SECONDS = 1.0
+
+
+def plan(observed: Observed, now: datetime, settings: OperatorSettings) -> Plan:
+    """What is to be done for a FineTuneJob as it is observed now."""
+    if observed.job.deleting:
+        return Plan()  # the garbage collector takes the children
+    draft = Draft(observed, now, settings)
+    if draft.terminal:
+        endings.end_child(draft)
+        return draft.finish()
+    spec = observed.job.spec
+    if spec.get("cancel"):
+        endings.cancel(draft)
+    elif observed.child is None:
+        _without_child(draft, suspend=bool(spec.get("suspend")))
+    elif observed.child.deleting:
+        gone = f"the Job {observed.child.name} is being deleted; it is made again when it is gone"
+        draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_CHILD, gone)
+    else:
+        follow_child(draft, observed.child, suspend=bool(spec.get("suspend")), retries=_retries(spec))
+    _tell_progress(draft, now)
+    return draft.finish()
+
+
+def _retries(spec: Mapping[str, Any]) -> Retries:
+    try:
+        return Retries.model_validate(spec.get("retries", {}))
+    except ValidationError:
+        # Stored by another release: the defaults, rather than a running job that ends.
+        return Retries()
+
+
+def _without_child(draft: Draft, *, suspend: bool) -> None:
+    """Accept the spec, and make the child unless the job is suspended or something is in the way."""
+    job = draft.observed.job
+    spec = validate(job.spec, draft.settings.policy)
+    if isinstance(spec, Refusal):
+        draft.set(ConditionType.VALIDATED, "False", spec.reason, spec.message)
+        endings.fail_by_user(draft, spec.reason, spec.message)
+        return
+    draft.set(ConditionType.VALIDATED, "True", Reason.ACCEPTED, "the specification is valid")
+    if suspend:
+        message = "spec.suspend is true: the job starts when it is false"
+        draft.set(ConditionType.RUNNING, "False", Reason.SUSPENDED_BY_USER, "the job is suspended")
+        draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED_BY_USER, message)
+        return
+    if draft.holds(ConditionType.SUSPENDED):
+        draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED, "resumed")
+    if draft.observed.obstacle is not None:
+        _tell_obstacle(draft, draft.observed.obstacle)
+        return
+    _recount_lost_child(draft)
+    # Written down before it is made: from then on the API server keeps the spec as it is.
+    draft.update(child=Child(name=child_name(job)))
+    running = draft.condition(ConditionType.RUNNING)
+    # What stood in the way is told until the child is there, or the two states would alternate with each try.
+    if running is None or running.reason not in (Reason.NAME_TAKEN, Reason.CHILD_REFUSED, Reason.CHILD_LOST):
+        draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_POD, "the trainer pod is being started")
+    draft.act(build_child(job, spec, draft.observed.ca_certificate, draft.settings))
+
+
+def _tell_obstacle(draft: Draft, obstacle: Obstacle) -> None:
+    if obstacle.permanent:
+        endings.fail_by_user(draft, obstacle.reason, obstacle.message)
+        return
+    draft.set(ConditionType.RUNNING, "False", obstacle.reason, obstacle.message)
+    draft.look_again_in(_OBSTACLE_RETRY_SECONDS)
+
+
+def _recount_lost_child(draft: Draft) -> None:
+    """A Job that ran and was deleted by other hands is one incident: somebody who keeps deleting it ends the job."""
+    status, running = draft.status, draft.condition(ConditionType.RUNNING)
+    if status.start_time is None or status.child is None or (running is not None and running.reason == Reason.CHILD_LOST):
+        return
+    if running is not None and running.reason in (Reason.SUSPENDED_BY_USER, Reason.NAME_TAKEN, Reason.CHILD_REFUSED):
+        return
+    message = f"the Job {status.child.name} was deleted by other hands; it is made again, and resumes from the last checkpoint"
+    failure = Failure(category=Category.INFRASTRUCTURE, reason=Reason.CHILD_LOST, message=message, at=draft.now)
+    draft.update(
+        restarts=status.restarts + 1,
+        restart_times=[*status.restart_times, draft.now][-RESTART_TIMES_LIMIT:],
+        last_failure=failure,
+    )
+    draft.set(ConditionType.RUNNING, "False", Reason.CHILD_LOST, message)
+
+
+def _tell_progress(draft: Draft, now: datetime) -> None:
+    """Takes the trainer's report over: with whatever else is written, else at most once an interval."""
+    report = draft.observed.report
+    if report is None or draft.terminal:
+        return
+    held_back, stage_before = draft.status, draft.status.progress.stage if draft.status.progress else None
+    other_news = draft.changed
+    draft.merge(report.snapshot)
+    if draft.status == held_back or other_news:
+        return
+    stage = draft.status.progress.stage if draft.status.progress else None
+    interval = _STAGE_SECONDS if stage != stage_before else draft.settings.status_interval_seconds
+    written_at = draft.observed.written_at
+    due = written_at + timedelta(seconds=interval) if written_at is not None else now
+    if due > now:
+        draft.status = held_back
+        draft.look_again_in((due - now).total_seconds())

@@ -1,0 +1,80 @@
+"""What the administrator decides: the chart writes it, the operator reads it once at its start."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from olivine_api.base import ApiModel
+from olivine_api.finetunejob import LocalObjectReference
+
+# Admin's pod fields pass through as they are: the API server judges them, as it would in a Deployment.
+RawObject = dict[str, Any]
+
+
+class PodDefaults(ApiModel):
+    """What every trainer pod gets, unless its spec says otherwise."""
+
+    volumes: list[RawObject] = []
+    volume_mounts: list[RawObject] = []
+    env: list[RawObject] = []
+    resources: RawObject = {}
+    node_selector: dict[str, str] = {}
+    tolerations: list[RawObject] = []
+    image_pull_secrets: list[LocalObjectReference] = []
+
+
+class TrainerSettings(ApiModel):
+    """The trainer's image and pods."""
+
+    image: str
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pod_defaults: PodDefaults = PodDefaults()
+    shared_memory: str = "256Mi"
+    """Size of /dev/shm; it counts against the memory limit as far as it is used."""
+
+
+class Policy(ApiModel):
+    """What users may ask for."""
+
+    allow_file_uris: bool = False
+
+
+class StatusEndpoint(ApiModel):
+    """Where trainers report."""
+
+    service: str = "olivine-status"
+    """Name of the Service, and with it of the server in its certificate."""
+    service_port: int = 443
+    port: int = 8443
+    """Where the operator listens."""
+    address: str = "0.0.0.0"
+
+
+class OperatorSettings(ApiModel):
+    """Everything that is configurable."""
+
+    namespace: str
+    """The operator's own."""
+    trainer: TrainerSettings
+    policy: Policy = Policy()
+    status_endpoint: StatusEndpoint = StatusEndpoint()
+    http_port: int = 8080
+    """Metrics and probes, plain HTTP."""
+    http_address: str = "0.0.0.0"
+    workers: Annotated[int, Field(ge=1, le=256)] = 16
+    status_interval_seconds: Annotated[float, Field(ge=1, le=600)] = 5
+    """At most one progress write per job in so many seconds."""
+    resync_seconds: Annotated[float, Field(ge=5)] = 600
+    """How often the cache is compared with the API server."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def status_host(self) -> str:
+        """The DNS name of the status endpoint."""
+        return f"{self.status_endpoint.service}.{self.namespace}.svc"
+
+    @property
+    def status_url(self) -> str:
+        """The status endpoint as trainer pods see it."""
+        port = self.status_endpoint.service_port
+        return f"https://{self.status_host}" + ("" if port == 443 else f":{port}")

@@ -1,0 +1,54 @@
+"""Why a pod does not run yet, as a reason and a sentence."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from olivine_api.reasons import Reason
+from olivine_operator.plan.observed import PodView
+
+# What every pod passes through.
+_ORDINARY = ("", "ContainerCreating", "PodInitializing")
+# Both names of one trouble alternate in a pod's status: one of them, or each change would be written.
+_SAME = {"ErrImagePull": "ImagePullBackOff"}
+# Volumes that cannot be mounted show in no condition, only by the pod staying as it is.
+SLOW_START = timedelta(seconds=90)
+_MISSING = re.compile(r'secrets? "(?P<name>[^"]+)" not found')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Why a pod waits."""
+
+    reason: str
+    message: str
+
+
+def waiting_of(pod: PodView, now: datetime) -> Waiting | None:
+    """The trouble of a pod that has not started; None where it only takes its time."""
+    if pod.waiting_reason not in _ORDINARY:
+        missing = _MISSING.search(pod.waiting_message)
+        if missing:
+            name = missing["name"]
+            return Waiting(
+                reason=Reason.SECRET_NOT_FOUND,
+                message=f'secret "{name}" not found in namespace {pod.key[0]}: create it; the pod starts by itself then',
+            )
+        message = pod.waiting_message or f"pod {pod.name} waits: {pod.waiting_reason}"
+        return Waiting(reason=_SAME.get(pod.waiting_reason, pod.waiting_reason), message=message)
+    if pod.unschedulable is not None:
+        return Waiting(reason=Reason.UNSCHEDULABLE, message=f"no node takes pod {pod.name}: {pod.unschedulable.message}")
+    if slow_at(pod, now) == 0:
+        seconds = int(SLOW_START.total_seconds())
+        return Waiting(
+            reason="ContainerCreating",
+            message=f"pod {pod.name} has been waiting for its image and volumes for more than {seconds} s: kubectl describe pod tells more",
+        )
+    return None
+
+
+def slow_at(pod: PodView, now: datetime) -> float | None:
+    """Seconds until a pod that is being set up counts as slow; None where that does not apply."""
+    if pod.scheduled_at is None or pod.running or pod.termination is not None:
+        return None
+    return max(0.0, (pod.scheduled_at + SLOW_START - now).total_seconds())

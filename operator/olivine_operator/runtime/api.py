@@ -1,0 +1,164 @@
+"""The API server, as raw JSON over the official client's connection pool: its generated models cost more than they give."""
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from olivine_api import names
+from olivine_operator.runtime.metrics import Metrics
+
+Json = dict[str, Any]
+
+FIELD_MANAGER = "olivine-operator"
+_TIMEOUT_SECONDS = 15
+_CONNECTIONS = 64
+MERGE_PATCH = "application/merge-patch+json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+
+
+class ApiError(Exception):
+    """The API server refused a request, or could not be reached (code 0)."""
+
+    def __init__(self, code: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may well succeed later."""
+        return self.code in (0, 408, 409, 429) or self.code >= 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of objects and where they live."""
+
+    name: str
+    prefix: str
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """The path of an object, or of the collection."""
+        parts = [self.prefix]
+        if namespace is not None:
+            parts += ["namespaces", namespace]
+        parts += [part for part in (self.plural, name, subresource) if part is not None]
+        return "/".join(parts)
+
+
+FINETUNEJOBS = Kind(name="FineTuneJob", prefix=f"/apis/{names.API_VERSION}", plural=names.FINETUNEJOB_PLURAL)
+JOBS = Kind(name="Job", prefix="/apis/batch/v1", plural="jobs")
+PODS = Kind(name="Pod", prefix="/api/v1", plural="pods")
+CONFIG_MAPS = Kind(name="ConfigMap", prefix="/api/v1", plural="configmaps")
+SECRETS = Kind(name="Secret", prefix="/api/v1", plural="secrets")
+EVENTS = Kind(name="Event", prefix="/api/v1", plural="events")
+TOKEN_REVIEWS = Kind(name="TokenReview", prefix="/apis/authentication.k8s.io/v1", plural="tokenreviews")
+
+
+class KubeApi:
+    """Requests to the API server; every failure is an ApiError."""
+
+    def __init__(self, configuration: Configuration, metrics: Metrics) -> None:
+        configuration.connection_pool_maxsize = _CONNECTIONS
+        # Retries are the work queue's business: it knows what else is to be done.
+        configuration.retries = None
+        self._client = ApiClient(configuration)
+        self._metrics = metrics
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Json:
+        """One object."""
+        return await self.request("GET", kind, kind.path(namespace, name))
+
+    async def list(self, kind: Kind, *, label: str | None = None, token: str | None = None, limit: int = 1000) -> Json:
+        """One page of a kind's objects in all namespaces, metadata only."""
+        query = {"limit": str(limit), "labelSelector": label, "continue": token}
+        return await self.request("GET", kind, kind.path(), verb="LIST", query=query, accept=METADATA_ONLY)
+
+    async def create(self, kind: Kind, namespace: str | None, body: Json) -> Json:
+        """Makes an object."""
+        return await self.request("POST", kind, kind.path(namespace), body=body, query={"fieldManager": FIELD_MANAGER})
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: Json, *, subresource: str | None = None) -> Json:
+        """Merges into an object; a resourceVersion in the body is a precondition."""
+        path = kind.path(namespace, name, subresource)
+        return await self.request("PATCH", kind, path, body=body, query={"fieldManager": FIELD_MANAGER}, content_type=MERGE_PATCH)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
+        """Deletes exactly this object, its dependents in the background; one that is gone already is fine."""
+        body: Json = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self.request("DELETE", kind, kind.path(namespace, name), body=body)
+        except ApiError as error:
+            # 409: the name belongs to another object by now.
+            if error.code not in (404, 409):
+                raise
+
+    async def request(
+        self,
+        method: str,
+        kind: Kind,
+        path: str,
+        *,
+        body: Json | None = None,
+        query: dict[str, str | None] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        verb: str | None = None,
+    ) -> Json:
+        """Any request with a JSON answer."""
+        headers = {"Accept": accept, "Content-Type": content_type}
+        token = await self._client.configuration.get_api_key_with_prefix("BearerToken")
+        if token:
+            headers["Authorization"] = token
+        present = {key: value for key, value in (query or {}).items() if value is not None}
+        url = f"{self._client.configuration.host}{path}" + (f"?{urlencode(present)}" if present else "")
+        count = self._metrics.api_requests.labels
+        try:
+            response = await self._client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=_TIMEOUT_SECONDS
+            )
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            count(verb or method, kind.name, "0").inc()
+            raise ApiError(0, "Unreachable", f"the API server does not answer: {error or type(error).__name__}") from error
+        count(verb or method, kind.name, str(response.status)).inc()
+        if response.status >= 400:
+            raise _error(response.status, data, response.headers.get("Retry-After"))
+        # Decoding a long list blocks the loop noticeably: in a thread.
+        return json.loads(data) if len(data) < 1 << 20 else await asyncio.to_thread(json.loads, data)
+
+
+def _error(code: int, data: bytes, retry_after: str | None) -> ApiError:
+    try:
+        status: Json = json.loads(data)
+        reason, message = str(status.get("reason", "")), str(status.get("message", ""))
+    except (ValueError, AttributeError):
+        reason, message = "", data[:200].decode(errors="replace")
+    seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else None
+    return ApiError(code, reason, message or f"HTTP {code}", seconds)
+
+
+async def connect(metrics: Metrics) -> KubeApi:
+    """The API server of the cluster that the operator runs in, or of KUBECONFIG."""
+    configuration = Configuration()
+    if os.environ.get("KUBECONFIG") or not Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists():
+        await config.load_kube_config(client_configuration=configuration)
+    else:
+        config.load_incluster_config(client_configuration=configuration)
+    return KubeApi(configuration, metrics)

@@ -1,0 +1,127 @@
+"""What the watches told: projections of FineTuneJobs, their Jobs and pods, by the FineTuneJob they belong to."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from olivine_operator.plan.observed import ChildView, JobView, Key, PodView
+
+
+class View(Protocol):
+    """What all projections have."""
+
+    @property
+    def key(self) -> Key:
+        """The FineTuneJob it belongs to."""
+        ...
+
+    @property
+    def uid(self) -> str:
+        """The object's uid."""
+        ...
+
+    @property
+    def resource_version(self) -> str:
+        """The object's version."""
+        ...
+
+
+V = TypeVar("V", bound=View)
+
+# The answer to a request may come after the watch told of the object's end: longer than any request takes.
+_TOMBSTONE_SECONDS = 60.0
+
+
+def newer(version: str, than: str) -> bool:
+    """Whether a resourceVersion is later than another of the same kind."""
+    # Comparable as numbers by definition since Kubernetes 1.35, and in fact with every etcd before.
+    return int(version) > int(than)
+
+
+class Shelf(Generic[V]):
+    """The objects of one kind."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # By uid: when it was dug, and the version that the object went with.
+        self._tombstones: dict[str, tuple[float, str | None]] = {}
+        self._by_key: dict[Key, dict[str, V]] = {}
+        self._by_uid: dict[str, V] = {}
+
+    def put(self, view: V) -> bool:
+        """Takes a projection unless a newer one is there, or the object is gone; returns whether it is news."""
+        if self._is_gone(view):
+            return False
+        known = self._by_uid.get(view.uid)
+        if known is not None and not newer(view.resource_version, known.resource_version):
+            return False
+        if known is not None and known.key != view.key:
+            self.drop(view.uid)  # relabelled
+        self._by_uid[view.uid] = view
+        self._by_key.setdefault(view.key, {})[view.uid] = view
+        return True
+
+    def bury(self, uid: str, version: str | None = None) -> V | None:
+        """Forgets an object and does not take it again for a minute, unless in a version later than that it went with."""
+        now = self._clock()
+        # The oldest come first.
+        while self._tombstones and self._tombstones[oldest := next(iter(self._tombstones))][0] + _TOMBSTONE_SECONDS <= now:
+            del self._tombstones[oldest]
+        self._tombstones.pop(uid, None)
+        self._tombstones[uid] = now, version
+        return self.drop(uid)
+
+    def _is_gone(self, view: V) -> bool:
+        since, version = self._tombstones.get(view.uid, (None, None))
+        if since is None or since + _TOMBSTONE_SECONDS <= self._clock():
+            return False
+        # Later than its end: it had only lost its label, and has it again.
+        return version is None or not newer(view.resource_version, version)
+
+    def drop(self, uid: str) -> V | None:
+        """Forgets an object; returns what was known of it."""
+        known = self._by_uid.pop(uid, None)
+        if known is not None:
+            siblings = self._by_key[known.key]
+            del siblings[uid]
+            if not siblings:
+                del self._by_key[known.key]
+        return known
+
+    def of(self, key: Key) -> tuple[V, ...]:
+        """The objects that belong to a FineTuneJob of this name."""
+        return tuple(self._by_key.get(key, {}).values())
+
+    def by_uid(self, uid: str) -> V | None:
+        """One object."""
+        return self._by_uid.get(uid)
+
+    def versions(self) -> Mapping[str, str]:
+        """The resourceVersion of each object by its uid."""
+        return {uid: view.resource_version for uid, view in self._by_uid.items()}
+
+    def __iter__(self) -> Iterator[V]:
+        return iter(tuple(self._by_uid.values()))
+
+
+class Cache:
+    """All that is known of the cluster."""
+
+    def __init__(self) -> None:
+        self.jobs: Shelf[JobView] = Shelf()
+        self.children: Shelf[ChildView] = Shelf()
+        self.pods: Shelf[PodView] = Shelf()
+
+    def job(self, key: Key) -> JobView | None:
+        """The FineTuneJob of this name; of two generations of a name, the one that stays."""
+        found = self.jobs.of(key)
+        return min(found, key=lambda job: job.deleting, default=None)
+
+    def child(self, job: JobView) -> ChildView | None:
+        """The job's own Job: one with another owner is never taken for it."""
+        return next((child for child in self.children.of(job.key) if child.owner_uid == job.uid), None)
+
+    def pods_of(self, job: JobView) -> tuple[PodView, ...]:
+        """The pods of the job's own Job."""
+        child = self.child(job)
+        return tuple(pod for pod in self.pods.of(job.key) if child is not None and pod.owner_uid == child.uid)

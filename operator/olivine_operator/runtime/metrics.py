@@ -1,0 +1,58 @@
+"""Prometheus metrics. Their labels have few values: no names of objects."""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from olivine_api.status import Phase
+
+
+class Metrics:
+    """All metrics of one operator, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconciles = Counter("olivine_reconciles", "Looks at a FineTuneJob, by result.", ["result"], registry=self.registry)
+        self.reconcile_seconds = Histogram(
+            "olivine_reconcile_seconds",
+            "Duration of a look at a FineTuneJob, writes included.",
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge("olivine_queue_depth", "FineTuneJobs that wait for a look.", registry=self.registry)
+        self.api_requests = Counter(
+            "olivine_api_requests",
+            "Requests to the API server, by verb, kind and status.",
+            ["verb", "kind", "code"],
+            registry=self.registry,
+        )
+        self.status_posts = Counter("olivine_status_posts", "Reports from trainers, by result.", ["result"], registry=self.registry)
+        self.finished = Counter(
+            "olivine_finetunejobs_finished", "FineTuneJobs that ended, by outcome.", ["outcome"], registry=self.registry
+        )
+        self.stale_objects = Counter(
+            "olivine_stale_objects",
+            "Objects that a periodic listing found to be newer than the watch told.",
+            ["kind"],
+            registry=self.registry,
+        )
+
+    def observe_phases(self, phases: Callable[[], Iterable[str]]) -> None:
+        """Counts the FineTuneJobs by phase whenever somebody asks."""
+        self.registry.register(_Phases(phases))
+
+
+class _Phases(Collector):
+    def __init__(self, phases: Callable[[], Iterable[str]]) -> None:
+        self._phases = phases
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """The gauge, counted now."""
+        family = GaugeMetricFamily("olivine_finetunejobs", "FineTuneJobs by phase.", labels=["phase"])
+        counted: Mapping[str, int] = Tally(self._phases())
+        for phase in Phase:
+            family.add_metric([phase.value], counted.get(phase.value, 0))
+        yield family

@@ -1,0 +1,34 @@
+"""The newest report of each job's trainer, and when its status was last written: what this process remembers by itself."""
+
+from datetime import datetime
+
+from olivine_operator.plan.observed import Report
+
+
+class Memory:
+    """Kept by the job's uid; lost with the process, which costs nothing: the next report is whole again."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, Report] = {}
+        self._written_at: dict[str, datetime] = {}
+
+    def take_report(self, uid: str, report: Report) -> None:
+        """Replaces the report of a job."""
+        self._reports[uid] = report
+
+    def report(self, uid: str) -> Report | None:
+        """The newest report of a job."""
+        return self._reports.get(uid)
+
+    def mark_written(self, uid: str, now: datetime) -> None:
+        """Remembers when a job's status was written."""
+        self._written_at[uid] = now
+
+    def written_at(self, uid: str) -> datetime | None:
+        """When a job's status was written."""
+        return self._written_at.get(uid)
+
+    def forget(self, uid: str) -> None:
+        """Forgets a job."""
+        self._reports.pop(uid, None)
+        self._written_at.pop(uid, None)

@@ -1,0 +1,163 @@
+"""The status endpoint: trainers POST snapshots, over HTTPS, each for its own job only."""
+
+import json
+import logging
+import ssl
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from olivine_api import names
+from olivine_api.status import Phase, Snapshot
+from olivine_operator.plan.observed import JobView, Report
+from olivine_operator.plan.snapshots import UnboundedNumberError, bounded, refuse_unbounded
+from olivine_operator.plan.validation import sentence
+from olivine_operator.runtime.api import ApiError
+from olivine_operator.runtime.cache import Cache
+from olivine_operator.runtime.metrics import Metrics
+from olivine_operator.runtime.rate_limit import RateLimit
+from olivine_operator.runtime.tokens import Caller
+
+_log = logging.getLogger(__name__)
+_LONGEST_TOKEN = 16 * 1024
+
+
+class Verifier(Protocol):
+    """Tells callers by their tokens."""
+
+    def claimed(self, token: str) -> Caller | None:
+        """Whom a token says it is bound to, unverified."""
+        ...
+
+    async def caller(self, token: str) -> Caller | None:
+        """The caller of a good token."""
+        ...
+
+
+class StatusServer:
+    """Takes reports; what is not in order is answered with a sentence and leaves no trace."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        verifier: Verifier,
+        accept: Callable[[JobView, Report], None],
+        metrics: Metrics,
+        ready: Callable[[], bool],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._cache = cache
+        self._verifier = verifier
+        self._accept = accept
+        self._metrics = metrics
+        self._ready = ready
+        self._clock = clock
+        self._limit = RateLimit()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
+        """Listens."""
+        app = web.Application(client_max_size=names.STATUS_BODY_LIMIT)
+        app.router.add_post(names.STATUS_PATH, self._post)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=75)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, address, port, ssl_context=tls).start()
+
+    async def stop(self) -> None:
+        """Listens no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _post(self, request: web.Request) -> web.Response:
+        try:
+            namespace, name = request.match_info["namespace"], request.match_info["name"]
+            caller = await self._caller(request, namespace, name)
+            job = self._job_of(caller, namespace, name)
+            self._admit(job, caller)
+            self._take(job, caller, await request.read())
+            response = web.Response(status=204)
+        except _RefusedError as error:
+            response = _answer(error.status, str(error), error.retry_after)
+        except ApiError as error:
+            response = _answer(503, f"the token cannot be verified now: {error.message}", retry_after=5)
+        except web.HTTPRequestEntityTooLarge:
+            response = _answer(413, f"a report has at most {names.STATUS_BODY_LIMIT} bytes")
+        self._metrics.status_posts.labels(_RESULTS.get(response.status, "refused")).inc()
+        return response
+
+    async def _caller(self, request: web.Request, namespace: str, name: str) -> Caller:
+        """Who sends it."""
+        if not self._ready():
+            raise _RefusedError(503, "the operator is still reading the cluster's state", retry_after=2)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token or len(token) > _LONGEST_TOKEN:
+            raise _RefusedError(401, f"a report needs a bearer token with the audience {names.TOKEN_AUDIENCE}")
+        claimed = self._verifier.claimed(token)
+        if claimed is not None:
+            # Before the API server is asked: whoever names no pod of this job costs it nothing.
+            self._job_of(claimed, namespace, name)
+        caller = await self._verifier.caller(token) if claimed is not None else None
+        if caller is None or caller != claimed:
+            raise _RefusedError(401, "the token is not good: expired, of another audience, or not bound to a pod")
+        return caller
+
+    def _job_of(self, caller: Caller, namespace: str, name: str) -> JobView:
+        """The job, where the caller is a pod of its current child."""
+        job = self._cache.job((namespace, name))
+        pod = self._cache.pods.by_uid(caller.pod_uid)
+        child = self._cache.child(job) if job is not None else None
+        if job is None or pod is None or child is None or caller.namespace != namespace:
+            raise _RefusedError(403, f"pod {caller.pod} does not work for this job")
+        if (pod.key, pod.name, pod.owner_uid, pod.job_uid) != (job.key, caller.pod, child.uid, job.uid):
+            raise _RefusedError(403, f"pod {caller.pod} does not work for this job")
+        return job
+
+    def _admit(self, job: JobView, caller: Caller) -> None:
+        """Refuses what comes too often, or too late."""
+        if not self._limit.allows(caller.pod_uid, self._clock().timestamp()):
+            raise _RefusedError(429, "a pod may report once a second", retry_after=1)
+        if job.deleting or job.status.get("phase") in (Phase.SUCCEEDED, Phase.FAILED):
+            raise _RefusedError(409, "the job has ended")
+
+    def _take(self, job: JobView, caller: Caller, body: bytes) -> None:
+        try:
+            raw = json.loads(body)
+            refuse_unbounded(raw)
+            snapshot = Snapshot.model_validate(raw)
+        except UnboundedNumberError as error:
+            raise _RefusedError(422, f"the report cannot be read: {error}") from error
+        except ValidationError as error:
+            raise _RefusedError(422, f"the report cannot be read: {sentence(error, root='report')}") from error
+        except (ValueError, RecursionError) as error:
+            raise _RefusedError(400, "the report is not JSON") from error
+        now = self._clock()
+        self._accept(job, Report(snapshot=bounded(snapshot, now).model_copy(update={"pod": caller.pod}), received_at=now))
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+_RESULTS = {
+    204: "accepted",
+    400: "invalid",
+    401: "unauthenticated",
+    403: "forbidden",
+    409: "ended",
+    413: "too_large",
+    422: "invalid",
+    429: "throttled",
+    503: "unavailable",
+}
+
+
+def _answer(status: int, message: str, retry_after: int | None = None) -> web.Response:
+    headers = {"Retry-After": str(retry_after)} if retry_after is not None else None
+    return web.json_response({"message": message}, status=status, headers=headers)

@@ -1,0 +1,178 @@
+"""The operator as a process of its own, with the rights and settings that the chart gives it."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from devcluster.clients import clients
+from olivine_api import names
+from tests.api.kube import Json, Kube
+from tests.support.wait import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "olivine-system"
+_PATHS = {
+    "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+    "ServiceAccount": f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts",
+    "ConfigMap": f"/api/v1/namespaces/{NAMESPACE}/configmaps",
+    "Service": f"/api/v1/namespaces/{NAMESPACE}/services",
+    "Deployment": f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "Role": f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles",
+    "RoleBinding": f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings",
+}
+
+
+def render_chart(*options: str) -> list[Json]:
+    """The chart's objects."""
+    command = [
+        str(clients().build() / "helm"),
+        "template",
+        "olivine",
+        str(ROOT / "charts/olivine"),
+        "--namespace",
+        NAMESPACE,
+        *options,
+    ]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [item for item in YAML(typ="safe", pure=True).load_all(text) if item]
+
+
+def install_chart(kube: Kube) -> Json:
+    """Applies all of the chart but its Deployment, which no node would run; returns the operator's settings."""
+    kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    objects = render_chart("--set-string", "trainer.image.repository=trainer")
+    for item in objects:
+        query = "&dryRun=All" if item["kind"] == "Deployment" else ""
+        answer = kube.apply(_PATHS[item["kind"]], item, query=query)
+        assert answer.ok, f"{item['kind']} {item['metadata']['name']}: {answer.message}"
+    settings = next(item for item in objects if item["kind"] == "ConfigMap")
+    return json.loads(settings["data"]["settings.json"])
+
+
+def kubeconfig_of_operator(kube: Kube, path: Path) -> None:
+    """A kubeconfig with the ServiceAccount's own rights."""
+    request = {"spec": {"expirationSeconds": 3600}}
+    token = kube.must("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/olivine-operator/token", request)["status"]["token"]
+    authority = path.with_suffix(".ca")
+    authority.write_text(kube.ca)
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "test", "cluster": {"server": kube.server, "certificate-authority": str(authority)}}],
+        "users": [{"name": "operator", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "operator"}}],
+        "current-context": "test",
+    }
+    path.write_text(json.dumps(config))
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@dataclass
+class OperatorProcess:
+    """`python -m olivine_operator`."""
+
+    kubeconfig: Path
+    folder: Path
+    settings: Json
+
+    def __post_init__(self) -> None:
+        self.status_port, self.http_port = free_port(), free_port()
+        endpoint = {"port": self.status_port, "address": "127.0.0.1"}
+        local = {"httpPort": self.http_port, "httpAddress": "127.0.0.1", "statusEndpoint": endpoint}
+        self._file = self.folder / "settings.json"
+        self._file.write_text(json.dumps(self.settings | local))
+        self.log = self.folder / "operator.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        env = os.environ | {"KUBECONFIG": str(self.kubeconfig), "OLIVINE_SETTINGS": str(self._file)}
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "olivine_operator"]
+            self._process = subprocess.Popen(command, env=env, stderr=log, stdout=log, cwd=self.folder)
+        wait_for("the operator is ready", self._ready, seconds=30, every=0.1)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it; returns the exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(timeout=20)
+        self._process = None
+        return code
+
+    def resident_kib(self) -> int:
+        """Resident memory of the process."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def _ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()[-3000:]
+        try:
+            return self.get("/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def requests(self) -> dict[tuple[str, str], int]:
+        """Requests to the API server so far, by verb and kind."""
+        pattern = re.compile(r'^olivine_api_requests_total\{code="(\d+)",kind="(\w+)",verb="(\w+)"\} ([\d.]+)', re.MULTILINE)
+        counts: dict[tuple[str, str], int] = {}
+        for _, kind, verb, value in pattern.findall(self.get("/metrics")[1]):
+            counts[verb, kind] = counts.get((verb, kind), 0) + int(float(value))
+        return counts
+
+    def post(self, namespace: str, name: str, body: Any, *, token: str | None, ca: str) -> tuple[int, str]:
+        """Reports as a trainer does: by the endpoint's name, trusting the job's CA only."""
+        context = ssl.create_default_context(cadata=ca)
+        host = f"olivine-status.{NAMESPACE}.svc"
+        plain = socket.create_connection(("127.0.0.1", self.status_port), timeout=10)
+        connection = http.client.HTTPSConnection(host, timeout=10)
+        connection.sock = context.wrap_socket(plain, server_hostname=host)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+
+def pod_token(kube: Kube, pod: Json, *, audience: str = names.TOKEN_AUDIENCE) -> str:
+    """A token like the one that kubelet projects into a pod."""
+    metadata = pod["metadata"]
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": metadata["name"], "uid": metadata["uid"]}
+    request = {"spec": {"audiences": [audience], "expirationSeconds": 600, "boundObjectRef": bound}}
+    path = f"/api/v1/namespaces/{metadata['namespace']}/serviceaccounts/default/token"
+    return kube.must("POST", path, request)["status"]["token"]

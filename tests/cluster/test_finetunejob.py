@@ -1,0 +1,241 @@
+"""FineTuneJobs in real pods: what a user types, what the status tells, what survives a kill."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from olivine_api.exit_codes import Category
+from olivine_api.status import FineTuneJobStatus, Phase
+from tests.support.cluster import ROOT, Cluster, example, kill_pod_processes, renamed, s3
+from tests.support.models import make_tiny_llama
+from tests.support.wait import wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+NAMESPACE = "finetunejob-tests"
+TINY = "tests/tiny-llama"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A namespace of its own on the embedded cluster, with a tiny model and the example's rows in the store."""
+    subprocess.run([sys.executable, "-m", "devcluster", "grant", NAMESPACE], cwd=ROOT, check=True)
+    folder = make_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+    for file in folder.iterdir():
+        s3("models").put(f"{TINY}/{file.name}", file.read_bytes())
+    s3("olivine").put("data/phrase-tone.jsonl", (ROOT / "examples/data/phrase-tone.jsonl").read_bytes())
+    cluster = Cluster(NAMESPACE)
+    yield cluster
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=true")
+
+
+def tiny(name: str, **spec: Any) -> dict[str, Any]:
+    """The example's job on the tiny model: long enough to be killed in the middle, with everything random switched on."""
+    manifest = renamed(example("phrase-tone.yaml"), name, NAMESPACE, model={"uri": f"s3://models/{TINY}"})
+    manifest["spec"]["method"]["lora"] |= {"dropout": 0.1, "targetModules": ["q_proj", "v_proj"]}
+    manifest["spec"]["training"] |= {"maxSteps": 400, "gradientAccumulationSteps": 2, "batchSize": 4, "loggingSteps": 10}
+    manifest["spec"]["data"]["maxLength"] = 256  # its tokenizer has few words: most are spelled out
+    manifest["spec"]["evaluation"] |= {"everySteps": 150}
+    manifest["spec"]["checkpoint"] = {"everySteps": 30, "keep": 2, "keepAfterSuccess": 1}
+    manifest["spec"]["pods"]["resources"] = {"limits": {"cpu": "1", "memory": "2Gi"}, "requests": {"cpu": "500m", "memory": "1Gi"}}
+    manifest["spec"] |= spec
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def calm(cluster: Cluster) -> FineTuneJobStatus:
+    """An undisturbed run."""
+    cluster.apply(tiny("calm"))
+    return cluster.wait_ended("calm", 180)
+
+
+def test_a_job_succeeds_and_its_status_tells_the_story(cluster: Cluster, calm: FineTuneJobStatus) -> None:
+    assert calm.phase is Phase.SUCCEEDED, calm.last_failure
+    assert (calm.restarts, calm.lost_steps, calm.attempt) == (0, 0, 1)
+    assert calm.progress is not None
+    assert (calm.progress.step, calm.progress.percent) == (400, 100)
+    assert calm.baseline.keys() >= {"evalLoss", "accuracy"}
+    assert calm.metrics["evalLoss"] < calm.baseline["evalLoss"]
+    assert [a.kind for a in calm.artifacts] == ["Adapter"]
+    assert calm.resolved is not None
+    assert calm.resolved.data is not None
+    # 15 % of 70 rows a tone, six tones.
+    assert calm.resolved.data.rows + calm.resolved.data.validation_rows == 420
+    assert calm.resolved.data.validation_rows == pytest.approx(63, abs=6)
+    held = {c.type for c in calm.conditions if c.status == "True"}
+    assert held == {"Validated", "Evaluated", "Published", "Complete"}
+    assert len(json.dumps(cluster.get("ftj", "calm"))) < 64 * 1024
+
+    reasons = [event["reason"] for event in cluster.events("calm")]
+    assert 3 <= len(reasons) <= 6, reasons
+    described = cluster.kubectl("describe", "ftj", "calm")
+    assert "Events:" in described
+    assert all(reason in described for reason in reasons)
+
+
+def test_columns_show_stage_progress_and_loss(cluster: Cluster, calm: FineTuneJobStatus) -> None:
+    header, row = cluster.kubectl("get", "ftj", "calm").splitlines()
+    assert header.split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "STEP", "LOSS", "ETA", "RESTARTS", "HEARTBEAT", "AGE"]
+    assert row.split()[:2] == ["calm", "Succeeded"]
+
+
+def test_plain_peft_loads_the_published_adapter(cluster: Cluster, calm: FineTuneJobStatus, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    download("models", TINY, base)
+    bucket, prefix = calm.artifacts[0].uri.removeprefix("s3://").split("/", 1)
+    download(bucket, prefix, adapter)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    published = json.loads(bytes(s3(bucket).get(f"{storage_prefix(calm)}/run/published.json").bytes()))
+    assert published["samples"], "the run kept no samples"
+    for sample in published["samples"]:
+        inputs = tokenizer(sample["prompt"], return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        # The run stops at its own limit of tokens: both answers begin alike.
+        assert answer.strip().startswith(sample["tuned"].strip()) or sample["tuned"].strip().startswith(answer.strip())
+
+
+def test_killed_and_suspended_a_job_still_ends_with_the_same_bytes(cluster: Cluster, calm: FineTuneJobStatus) -> None:
+    cluster.apply(tiny("stormy"))
+    first_checkpoint = wait_for("the first checkpoint", lambda: cluster.status("stormy").checkpoint, seconds=120)
+    pod = cluster.pods("stormy")[-1]
+    assert kill_pod_processes(pod) > 0
+
+    restarted = wait_for("a second attempt", lambda: s if (s := cluster.status("stormy")).attempt == 2 else None, seconds=90)
+    assert restarted.restarts == 1
+    assert restarted.last_failure is not None
+    assert restarted.last_failure.category is Category.INFRASTRUCTURE
+
+    def further() -> FineTuneJobStatus | None:
+        status = cluster.status("stormy")
+        return status if status.checkpoint and status.checkpoint.step > first_checkpoint.step + 30 else None
+
+    wait_for("a checkpoint of the second attempt", further, seconds=90)
+    cluster.kubectl("patch", "ftj", "stormy", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    wait_for("Suspended", lambda: cluster.status("stormy").phase is Phase.SUSPENDED, seconds=60)
+    wait_for(
+        "no pods while suspended", lambda: not [p for p in cluster.pods("stormy") if p["status"]["phase"] == "Running"], seconds=60
+    )
+    cluster.kubectl("patch", "ftj", "stormy", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+
+    ended = cluster.wait_ended("stormy", 180)
+    assert ended.phase is Phase.SUCCEEDED, ended.last_failure
+    # A suspension saves a checkpoint first: it is no incident and loses nothing.
+    assert (ended.restarts, ended.attempt) == (1, 3)
+    assert ended.artifacts[0].digest == calm.artifacts[0].digest
+    assert ended.metrics == calm.metrics
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no-such-column": (
+        {
+            "data": {
+                **example("phrase-tone.yaml")["spec"]["data"],
+                "template": {"prompt": "Phrase: {phrse}\nTone:", "completion": " {tone}"},
+            }
+        },
+        r"\{phrse\}.*phrase, tone",
+    ),
+    "no-such-bucket": (
+        {"storage": {"uri": "s3://no-such-bucket/runs", "secretRef": {"name": "olivine-storage"}}},
+        r"no-such-bucket",
+    ),
+    "no-such-model": ({"model": {"uri": "s3://models/no-such-model"}}, r"s3://models/no-such-model"),
+}
+
+
+def test_a_users_mistake_is_one_sentence_and_no_retry(cluster: Cluster) -> None:
+    for name, (spec, _) in BAD.items():
+        cluster.apply(tiny(name, **spec))
+    for name, (_, sentence) in BAD.items():
+        status = cluster.wait_ended(name, 120)
+        assert status.phase is Phase.FAILED
+        failure = status.last_failure
+        assert failure is not None
+        assert failure.category is Category.USER, failure
+        assert re.search(sentence, failure.message), failure.message
+        assert "\n" not in failure.message
+        failed = next(c for c in status.conditions if c.type == "Failed")
+        assert failed.message == failure.message
+        assert len(cluster.pods(name)) == 1
+        assert "Traceback" not in cluster.kubectl("logs", "-l", f"olivine.dev/job={name}", "--tail=-1")
+
+
+def test_deleting_a_job_takes_its_children_with_it(cluster: Cluster, calm: FineTuneJobStatus) -> None:
+    cluster.kubectl("delete", "ftj", "calm", "--wait=true")
+    wait_for(
+        "no children",
+        lambda: not cluster.get("jobs,pods,configmaps", "-l", "olivine.dev/job=calm")["items"],
+        seconds=60,
+    )
+
+
+def test_the_demo_teaches_the_model_the_tone_of_a_phrase_and_never_falls_silent() -> None:
+    # The README's first command, but for the cluster, which is up: apply, follow, show.
+    demo = subprocess.Popen(
+        [sys.executable, "tools/demo.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        silences = watch_until(lambda: demo.poll() is not None, Cluster("team-a"))
+        output, _ = demo.communicate(timeout=800)
+    finally:
+        demo.kill()
+    print(output)
+    assert demo.returncode == 0, output
+    accuracy = re.search(r"^accuracy +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
+    assert accuracy, output
+    assert float(accuracy[1]) < 0.2
+    assert float(accuracy[2]) >= 0.85
+    # What a person sees in `kubectl get ftj -w` moves at least every 10 seconds while the job runs.
+    assert len(silences) > 5
+    assert max(silences) <= 10, silences
+
+
+def watch_until(ended: Callable[[], bool], cluster: Cluster) -> list[float]:
+    """Seconds between two lines of `kubectl get ftj -w` while the job runs, until `ended`."""
+    watch = cluster.popen("get", "ftj", "-w", "--no-headers")
+    times: list[float] = []
+
+    def read() -> None:
+        assert watch.stdout is not None
+        for line in watch.stdout:
+            if line.split()[1:2] == ["Running"]:
+                times.append(time.monotonic())
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        wait_for("the end of the demo", ended, seconds=800, every=1)
+    finally:
+        watch.terminate()
+        watch.wait()
+        reader.join()
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def storage_prefix(status: FineTuneJobStatus) -> str:
+    """The key under which a run keeps its objects, without scheme and bucket."""
+    assert status.storage_uri is not None
+    return status.storage_uri.removeprefix("s3://").split("/", 1)[1]
+
+
+def download(bucket: str, prefix: str, folder: Path) -> None:
+    """Every object below a prefix into a folder."""
+    store = s3(bucket)
+    folder.mkdir(parents=True, exist_ok=True)
+    for page in store.list(prefix):
+        for entry in page:
+            (folder / Path(entry["path"]).name).write_bytes(bytes(store.get(entry["path"]).bytes()))

@@ -1,0 +1,84 @@
+"""The cache: newer wins, owners are checked, what is gone is gone."""
+
+from dataclasses import replace
+
+import pytest
+
+from olivine_operator.runtime.cache import Cache, Shelf
+from olivine_operator.runtime.status_writer import merge_patch
+from tests.unit.operator.builders import KEY, child, job, pod
+
+
+def test_only_what_is_newer_is_news() -> None:
+    shelf: Shelf = Shelf()
+    assert shelf.put(pod(resource_version="9"))
+    assert not shelf.put(pod(resource_version="9", phase="Running"))
+    assert shelf.put(pod(resource_version="10", phase="Running"))
+    assert not shelf.put(pod(resource_version="9"))
+    assert [view.phase for view in shelf.of(KEY)] == ["Running"]
+
+
+def test_what_is_dropped_leaves_nothing() -> None:
+    shelf: Shelf = Shelf()
+    shelf.put(pod())
+    assert shelf.drop("tone-0") is not None
+    assert shelf.drop("tone-0") is None
+    assert shelf.of(KEY) == ()
+    assert not shelf.versions()
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds", "taken"),
+    {
+        "an answer from before its end": ("11", 1, False),
+        "its end itself": ("12", 1, False),
+        "the label is back": ("13", 1, True),
+        "much later": ("11", 61, True),
+    }.values(),
+)
+def test_an_answer_that_comes_after_the_end_resurrects_nothing(answer: str, seconds: float, taken: bool) -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    shelf.put(pod(resource_version="10"))
+    shelf.bury("tone-0", "12")
+    now = seconds
+    assert shelf.put(pod(resource_version=answer)) is taken
+
+
+def test_an_end_of_unknown_version_is_an_end() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    shelf.put(pod(resource_version="10"))
+    shelf.bury("tone-0")
+    assert not shelf.put(pod(resource_version="99"))
+    now = 61.0
+    shelf.bury("another")
+    assert shelf.put(pod(resource_version="99"))
+
+
+def test_a_child_with_another_owner_is_not_the_jobs_nor_are_its_pods() -> None:
+    cache, view = Cache(), job()
+    cache.children.put(replace(child(), owner_uid="somebody", uid="foreign"))
+    cache.pods.put(pod(owner_uid="foreign"))
+    assert cache.child(view) is None
+    assert cache.pods_of(view) == ()
+    cache.children.put(child())
+    cache.pods.put(pod("tone-1"))
+    assert cache.child(view) == child()
+    assert [p.name for p in cache.pods_of(view)] == ["tone-1"]
+
+
+def test_of_two_generations_of_a_name_the_one_that_stays_counts() -> None:
+    cache = Cache()
+    cache.jobs.put(replace(job(), uid="old", deleting=True))
+    cache.jobs.put(replace(job(), uid="new"))
+    found = cache.job(KEY)
+    assert found is not None
+    assert found.uid == "new"
+
+
+def test_a_merge_patch_says_what_differs_and_no_more() -> None:
+    before = {"a": 1, "b": {"c": 1, "d": 2}, "e": [1], "gone": 1}
+    after = {"a": 1, "b": {"c": 1, "d": 3}, "e": [1, 2]}
+    assert merge_patch(before, after) == {"b": {"d": 3}, "e": [1, 2], "gone": None}
+    assert merge_patch(after, after) == {}

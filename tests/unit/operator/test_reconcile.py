@@ -1,0 +1,400 @@
+"""The life of a job as the plan sees it, look by look."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from olivine_api.reasons import Reason
+from olivine_api.status import FineTuneJobStatus, Phase, Stage
+from olivine_operator.plan.child import ca_digest
+from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, Observed, Obstacle
+from olivine_operator.plan.outcome import CreateChild, DeleteChild, Plan, RefreshCa, SuspendChild
+from olivine_operator.plan.reconcile import plan
+from tests.unit.operator.builders import (
+    SETTINGS,
+    T0,
+    accepted,
+    after,
+    child,
+    condition,
+    ended,
+    failed,
+    job,
+    look,
+    pod,
+    report,
+    running,
+)
+
+
+def reasons(made: Plan) -> list[str]:
+    return [event.reason for event in made.events]
+
+
+def test_a_new_job_writes_its_child_down_and_asks_for_it() -> None:
+    made = look()
+    assert made.status is not None
+    assert made.status.child is not None
+    assert made.status.child.name == "tone-012345"
+    assert made.status.phase is Phase.PENDING
+    assert [type(action) for action in made.actions] == [CreateChild]
+    assert reasons(made) == ["Accepted"]
+
+
+def test_a_look_that_sees_nothing_new_plans_nothing() -> None:
+    states: list[tuple[FineTuneJobStatus, dict[str, Any]]] = [
+        (accepted(), {"kind": child()}),
+        (accepted(), {"kind": child(), "pods": [pod()]}),
+        (running(), {"kind": child(), "pods": [pod(phase="Running")]}),
+        # Between a pod's end and the Job's.
+        (running(), {"kind": child(), "pods": [pod(phase="Succeeded", termination=ended(0))]}),
+        (running(), {"kind": child(), "pods": [pod(phase="Running", running=False, termination=ended(1))]}),
+    ]
+    for status, seen in states:
+        made = look(status, now=after(30), **seen)
+        assert made.status is None
+        assert made.actions == ()
+        assert made.events == ()
+
+
+def test_of_a_job_that_is_being_deleted_nothing_is_written() -> None:
+    assert plan(Observed(job=replace(job(running()), deleting=True)), T0, SETTINGS) == Plan()
+
+
+def test_an_undisturbed_life_has_three_statuses_and_six_events() -> None:
+    final = {
+        "attempt": 1,
+        "progress": {"stage": "Publishing", "step": 10},
+        "baseline": {"accuracy": 0.02},
+        "metrics": {"accuracy": 0.94},
+        "artifacts": [{"kind": "Adapter", "uri": "s3://x", "digest": "d", "bytes": 1}],
+    }
+    first = look()
+    second = look(first.status, now=after(5), kind=child(), pods=[pod(phase="Running")])
+    progress = look(
+        second.status,
+        now=after(20),
+        kind=child(),
+        pods=[pod(phase="Running")],
+        report=report(3, baseline={"accuracy": 0.02}, at=after(20)),
+    )
+    last = pod(phase="Succeeded", termination=ended(0, {"reason": "Completed", "message": "", "snapshot": final}, at=after(60)))
+    assert look(progress.status, now=after(60), kind=child(), pods=[last]).status is None
+    third = look(progress.status, now=after(61), kind=child("Complete"), pods=[last])
+    told = [reason for made in (first, second, progress, third) for reason in reasons(made)]
+    assert told == ["Accepted", "PodRunning", "BaseEvaluated", "Evaluated", "Published", "Completed"]
+    assert third.status is not None
+    assert third.status.phase is Phase.SUCCEEDED
+    assert condition(third.status, "Evaluated").message == "accuracy 0.02 (base) -> 0.94 (tuned)"
+    assert condition(third.status, "Running").status == "False"
+    assert third.status.completion_time == after(61)
+
+
+def test_a_complete_job_whose_pod_is_not_seen_yet_waits_a_little_then_ends_with_what_it_knows() -> None:
+    early = look(running(), now=after(3), kind=child("Complete"))
+    assert early.status is None
+    assert early.requeue_after == 1
+    late = look(running(), now=after(11), kind=child("Complete"), report=report(10, Stage.PUBLISHING, at=after(1)))
+    assert late.status is not None
+    assert late.status.phase is Phase.SUCCEEDED
+    assert "the final report was lost" in condition(late.status, "Complete").message
+
+
+@pytest.mark.parametrize("phase_pod", [[], [pod(phase="Running")]])
+def test_terminal_is_terminal(phase_pod: list[Any]) -> None:
+    done = look(running(), now=after(20), kind=child("Failed", reason="BackoffLimitExceeded", message="oh")).status
+    made = look(done, now=after(99), kind=child(suspended=True), pods=phase_pod, report=report(9, at=after(99)))
+    assert made.status is None
+    assert made.actions == ()
+    # Nor is it started again when its Job is gone.
+    assert look(done, now=after(99)).actions == ()
+
+
+class TestSuspension:
+    def test_from_the_start_no_child(self) -> None:
+        made = look(spec={"suspend": True})
+        assert made.status is not None
+        assert (made.status.phase, made.status.child, made.actions) == (Phase.SUSPENDED, None, ())
+        resumed = look(made.status, now=after(9))
+        assert [type(action) for action in resumed.actions] == [CreateChild]
+        assert reasons(resumed) == ["NotSuspended"]
+
+    def test_of_a_running_job_suspends_the_child_and_tells_when_it_is_so(self) -> None:
+        asked = look(running(), kind=child(), pods=[pod(phase="Running")], spec={"suspend": True})
+        assert asked.actions == (SuspendChild(name="tone-012345", suspend=True),)
+        assert asked.status is None
+        going = look(running(), kind=child(suspended=True), pods=[pod(phase="Running", deleting=True)], spec={"suspend": True})
+        assert going.status is not None
+        assert going.status.phase is Phase.SUSPENDED
+        assert condition(going.status, "Running").status == "True"
+        gone = look(going.status, kind=child(suspended=True), spec={"suspend": True})
+        assert condition(gone.status, "Running").reason == Reason.SUSPENDED_BY_USER
+        assert gone.events == ()
+
+    def test_resumed_the_child_goes_on(self) -> None:
+        status = look(running(), kind=child(suspended=True), spec={"suspend": True}).status
+        assert look(status, kind=child(suspended=True)).actions == (SuspendChild(name="tone-012345", suspend=False),)
+        made = look(status, kind=child())
+        assert made.actions == ()
+        assert condition(made.status, "Suspended").reason == Reason.NOT_SUSPENDED
+
+    def test_a_pod_that_went_because_of_it_has_not_failed(self) -> None:
+        leaving = failed("tone-0", 40, {"category": "Infrastructure", "reason": "Interrupted", "message": "saved"}, deleting=True)
+        made = look(running(), kind=child(suspended=True), pods=[leaving], spec={"suspend": True})
+        assert made.status is not None
+        assert made.status.last_failure is None
+        assert made.status.restarts == 0
+
+    def test_kueue_owns_the_suspension_of_a_queued_job(self) -> None:
+        labels = {"kueue.x-k8s.io/queue-name": "q"}
+        create = look(labels=labels).actions[0]
+        assert isinstance(create, CreateChild)
+        assert create.job["spec"]["suspend"] is True
+        made = look(accepted(), kind=child(suspended=True), labels=labels)
+        assert made.actions == ()
+        assert condition(made.status, "Running").message == "waits until Kueue admits it"
+
+    def test_what_kueue_owns_spec_suspend_does_not_change_and_that_is_told(self) -> None:
+        labels = {"kueue.x-k8s.io/queue-name": "q"}
+        pods = [pod(phase="Running")]
+        made = look(running(), kind=child(), pods=pods, labels=labels, spec={"suspend": True})
+        assert made.actions == ()
+        found = condition(made.status, "Suspended")
+        assert (found.status, found.reason) == ("False", Reason.LEFT_TO_KUEUE)
+        assert "Workload" in found.message
+        assert look(made.status, kind=child(), pods=pods, labels=labels, spec={"suspend": True}).status is None
+        back = look(made.status, kind=child(), pods=pods, labels=labels)
+        assert condition(back.status, "Suspended").reason == Reason.NOT_SUSPENDED
+
+
+class TestCancel:
+    def test_deletes_the_child_and_ends_the_job(self) -> None:
+        made = look(running(), kind=child(), pods=[pod(phase="Running")], spec={"cancel": True})
+        assert made.actions == (DeleteChild(name="tone-012345", uid="child"),)
+        assert made.status is not None
+        assert made.status.phase is Phase.FAILED
+        assert reasons(made) == ["Cancelled"]
+
+    def test_is_repeated_until_the_child_is_gone(self) -> None:
+        status = look(running(), kind=child(), spec={"cancel": True}).status
+        assert look(status, kind=child(), spec={"cancel": True}).actions == (DeleteChild(name="tone-012345", uid="child"),)
+        assert look(status, kind=child(deleting=True), spec={"cancel": True}).actions == ()
+
+    def test_before_there_is_a_child_makes_none(self) -> None:
+        made = look(spec={"cancel": True})
+        assert made.actions == ()
+        assert made.status is not None
+        assert made.status.phase is Phase.FAILED
+
+
+class TestValidation:
+    def test_what_the_models_refuse_fails_with_the_fields_path(self) -> None:
+        made = look(spec={"training": {"maxSteps": 10, "schedulerParameters": {"num_cycles": [1]}}})
+        assert made.status is not None
+        assert made.actions == ()
+        assert condition(made.status, "Validated").status == "False"
+        message = condition(made.status, "Failed").message
+        assert message.startswith("spec.training.schedulerParameters.num_cycles")
+        assert "kubectl replace --force" in message
+        assert reasons(made) == ["InvalidSpec"]
+
+    @pytest.mark.parametrize(
+        ("field", "spec"),
+        {
+            "spec.model.uri": {"model": {"uri": "file:///m"}},
+            "spec.storage.uri": {"storage": {"uri": "file:///s"}},
+            "spec.data.train.uri": {"data": {"train": {"uri": "file:///d"}, "template": {"prompt": "{a}", "completion": "{b}"}}},
+        }.items(),
+    )
+    def test_files_need_the_policys_leave(self, field: str, spec: dict[str, Any]) -> None:
+        made = look(spec=spec)
+        assert condition(made.status, "Failed").reason == Reason.FILE_URI_NOT_ALLOWED
+        assert condition(made.status, "Failed").message.startswith(f"{field}: file:///")
+        allowed = SETTINGS.model_copy(update={"policy": SETTINGS.policy.model_copy(update={"allow_file_uris": True})})
+        assert look(spec=spec, settings=allowed).actions != ()
+
+
+class TestObstacles:
+    taken = Obstacle(reason=Reason.NAME_TAKEN, message="the Job tone-012345 belongs to something else")
+
+    def test_is_told_once_and_tried_again(self) -> None:
+        made = look(accepted(), obstacle=self.taken)
+        assert made.actions == ()
+        assert made.requeue_after == 15
+        assert condition(made.status, "Running").reason == Reason.NAME_TAKEN
+        again = look(made.status, now=after(15))
+        assert again.status is None
+        assert [type(action) for action in again.actions] == [CreateChild]
+        assert look(made.status, now=after(15), obstacle=self.taken).status is None
+
+    def test_is_forgotten_when_the_child_is_there(self) -> None:
+        status = look(accepted(), obstacle=self.taken).status
+        assert condition(look(status, kind=child()).status, "Running").reason == Reason.WAITING_FOR_POD
+
+    def test_a_permanent_one_ends_the_job(self) -> None:
+        made = look(accepted(), obstacle=Obstacle(reason=Reason.INVALID_SPEC, message="no such quantity", permanent=True))
+        assert condition(made.status, "Failed").message == "no such quantity"
+
+
+class TestLostChild:
+    def test_that_ran_is_one_incident_however_often_it_is_looked_at(self) -> None:
+        made = look(running(), now=after(9))
+        assert made.status is not None
+        assert made.status.restarts == 1
+        assert [type(action) for action in made.actions] == [CreateChild]
+        assert reasons(made) == ["ChildLost"]
+        # The making failed: the next look makes it, and counts nothing.
+        again = look(made.status, now=after(10))
+        assert again.status is None
+        assert [type(action) for action in again.actions] == [CreateChild]
+
+    def test_that_never_ran_is_made_again_without_a_word(self) -> None:
+        made = look(accepted(), now=after(9))
+        assert made.status is None
+        assert [type(action) for action in made.actions] == [CreateChild]
+
+    def test_that_is_being_deleted_is_waited_for(self) -> None:
+        made = look(running(), kind=child(deleting=True))
+        assert made.actions == ()
+        assert condition(made.status, "Running").reason == Reason.WAITING_FOR_CHILD
+
+
+class TestProgress:
+    pods = [pod(phase="Running")]
+
+    def test_is_written_at_most_once_an_interval(self) -> None:
+        status = look(running(), kind=child(), pods=self.pods, report=report(1)).status
+        seen: dict[str, Any] = {"kind": child(), "pods": self.pods, "report": report(2, at=after(2)), "written_at": T0}
+        held = look(status, now=after(2), **seen)
+        assert held.status is None
+        assert held.requeue_after == 3
+        due = look(status, now=after(5), **seen)
+        assert due.status is not None
+        assert due.status.progress is not None
+        assert due.status.progress.step == 2
+
+    def test_a_new_stage_is_told_at_once_but_not_twice_a_second(self) -> None:
+        status = look(running(), kind=child(), pods=self.pods, report=report(1)).status
+        seen: dict[str, Any] = {
+            "kind": child(),
+            "pods": self.pods,
+            "report": report(1, Stage.EVALUATING, at=after(1)),
+            "written_at": T0,
+        }
+        assert look(status, now=after(1), **seen).status is not None
+        assert look(status, now=after(0.5), **seen).requeue_after == pytest.approx(0.5)
+
+    def test_other_news_take_it_along(self) -> None:
+        made = look(accepted(), kind=child(), pods=self.pods, report=report(4), written_at=T0)
+        assert made.status is not None
+        assert made.status.phase is Phase.RUNNING
+        assert made.status.progress is not None
+
+    def test_the_same_report_twice_is_no_news(self) -> None:
+        status = look(running(), kind=child(), pods=self.pods, report=report(1)).status
+        made = look(status, now=after(60), kind=child(), pods=self.pods, report=report(1))
+        assert (made.status, made.requeue_after) == (None, None)
+
+
+def test_a_spec_of_another_release_does_not_end_a_running_job() -> None:
+    made = look(running(), kind=child(), pods=[pod(phase="Running")], spec={"novelty": 1, "retries": {"maxRestarts": -1}})
+    assert made.status is None
+
+
+def test_a_job_that_fails_without_a_users_mistake_is_the_platforms_failure() -> None:
+    made = look(running(), kind=child("Failed", reason="DeadlineExceeded", message="too long"), now=after(1))
+    assert made.status is not None
+    assert made.status.last_failure is not None
+    assert (made.status.last_failure.category, made.status.last_failure.reason) == ("Infrastructure", "DeadlineExceeded")
+
+
+def test_a_failed_jobs_child_that_goes_on_is_suspended_after_a_while() -> None:
+    told = {"category": "User", "reason": "DataEmpty", "message": "no rows"}
+    status = look(running(), kind=child(), pods=[failed("tone-0", 11, told)]).status
+    early = look(status, now=after(5), kind=child())
+    assert early.actions == ()
+    assert early.requeue_after == 26
+    assert look(status, now=after(31), kind=child()).actions == (SuspendChild(name="tone-012345", suspend=True),)
+
+
+def test_a_change_of_a_finished_jobs_spec_is_observed() -> None:
+    status = look(spec={"cancel": True}).status
+    view = job(status, generation=2, cancel=True)
+    made = plan(Observed(job=view), after(9), SETTINGS)
+    assert made.status is not None
+    assert made.status.observed_generation == 2
+    assert made.events == ()
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_queued_jobs_child_is_deleted_on_overrun_since_kueue_could_run_it_again(suspended: bool) -> None:
+    options: dict[str, Any] = {"labels": {"kueue.x-k8s.io/queue-name": "q"}, "spec": {"retries": {"maxRestarts": 0}}}
+    made = look(running(), now=after(3), kind=child(suspended=suspended), pods=[failed("tone-0", 30, at=after(2))], **options)
+    assert condition(made.status, "Failed").reason == Reason.TOO_MANY_RESTARTS
+    assert made.actions == (DeleteChild(name="tone-012345", uid="child"),)
+
+
+class TestNoPod:
+    def test_that_comes_in_time_is_waited_for_without_a_word(self) -> None:
+        made = look(accepted(), now=after(10), kind=child())
+        assert (made.status, made.requeue_after) == (None, 21)
+
+    @pytest.mark.parametrize(
+        ("pods", "part"),
+        [
+            ({}, "its ServiceAccount is missing"),
+            ({"serviceAccountName": "robot"}, "the ServiceAccount robot of spec.pods.serviceAccountName"),
+        ],
+    )
+    def test_that_does_not_come_is_told_with_likely_causes(self, pods: dict[str, str], part: str) -> None:
+        seen: dict[str, Any] = {"kind": child(), "spec": {"pods": pods}}
+        made = look(accepted(), now=after(31), **seen)
+        assert reasons(made) == ["PodNotCreated"]
+        assert part in condition(made.status, "Running").message
+        assert "kubectl describe job tone-012345 -n team-a" in condition(made.status, "Running").message
+        assert look(made.status, now=after(99), **seen).status is None
+        came = look(made.status, now=after(100), kind=child(), pods=[pod(created=after(100))])
+        assert condition(came.status, "Running").reason == Reason.WAITING_FOR_POD
+
+    def test_is_counted_from_the_resumption(self) -> None:
+        status = look(running(), now=after(5), kind=child(suspended=True), spec={"suspend": True}).status
+        resumed = look(status, now=after(500), kind=child())
+        assert condition(resumed.status, "Running").reason == Reason.WAITING_FOR_POD
+        assert look(resumed.status, now=after(529), kind=child()).status is None
+        late = look(resumed.status, now=after(531), kind=child())
+        assert condition(late.status, "Running").reason == Reason.POD_NOT_CREATED
+
+    def test_a_queued_child_counts_from_its_admission(self) -> None:
+        labels = {"kueue.x-k8s.io/queue-name": "q"}
+        admitted = replace(child(), pods_since=after(5000))
+        status = look(accepted(), kind=child(suspended=True), labels=labels).status
+        made = look(status, now=after(5002), kind=admitted, labels=labels)
+        assert condition(made.status, "Running").reason == Reason.WAITING_FOR_POD
+
+    def test_while_the_job_controller_may_still_hold_it_back_is_no_news(self) -> None:
+        old = failed("tone-0", 30, at=after(2))
+        status = look(running(), now=after(3), kind=child(), pods=[old]).status
+        assert look(status, now=after(600), kind=child(), pods=[old]).status is None
+        late = look(status, now=after(700), kind=child(), pods=[old])
+        assert condition(late.status, "Running").reason == Reason.POD_NOT_CREATED
+
+
+def test_a_pod_that_is_deleted_and_does_not_go_is_told_to_be_leaving() -> None:
+    stuck = pod(phase="Running", deleting=True, node="n1")
+    made = look(running(), now=after(5), kind=child(), pods=[stuck])
+    found = condition(made.status, "Running")
+    assert (found.status, found.reason, made.events) == ("False", Reason.POD_LEAVING, ())
+    assert "pod tone-0 is going away from node n1" in found.message
+    assert look(made.status, now=after(5000), kind=child(), pods=[stuck]).status is None
+
+
+def test_a_child_with_another_ca_gets_the_operators() -> None:
+    made = look(running(), kind=replace(child(), ca_digest="old"), pods=[pod(phase="Running")])
+    assert made.status is None
+    assert made.actions == (RefreshCa(name="tone-012345", certificate="CA", digest=ca_digest("CA")),)
+    # One that was just made carries it.
+    create = look().actions[0]
+    assert isinstance(create, CreateChild)
+    assert create.job["metadata"]["annotations"][ANNOTATION_CA_DIGEST] == ca_digest("CA")
+    assert look(running(), kind=child(), pods=[pod(phase="Running")]).actions == ()

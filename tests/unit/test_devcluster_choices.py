@@ -1,0 +1,91 @@
+"""The embedded cluster's own decisions: cache keys, slots, process identity, archives."""
+
+import ipaddress
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from devcluster import oci, processes, slots
+from devcluster.cache import Recipe, digest
+from devcluster.console import DevclusterError
+
+
+def test_key_depends_on_names_and_borders_and_not_on_order() -> None:
+    assert digest({"a": b"1", "b": b"2"}) == digest({"b": b"2", "a": b"1"})
+    assert digest({"a": b"12", "b": b""}) != digest({"a": b"1", "b": b"2"})
+    assert digest({"ab": b"c"}) != digest({"a": b"bc"})
+
+
+def test_recipe_that_fails_leaves_nothing_and_is_made_once_when_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLIVINE_CACHE", str(tmp_path))
+    made: list[Path] = []
+
+    def fail(folder: Path, log: Path) -> None:
+        (folder / "half").write_text("")
+        raise DevclusterError("no")
+
+    def work(folder: Path, log: Path) -> None:
+        made.append(folder)
+
+    with pytest.raises(DevclusterError):
+        Recipe("thing", {}, fail).build()
+    assert not list((tmp_path / "olivine").glob("*thing-*"))
+    assert Recipe("thing", {}, work).build() == Recipe("thing", {}, work).build()
+    assert len(made) == 1
+
+
+def test_slots_of_one_machine_share_no_address() -> None:
+    networks = [network for number in range(slots.COUNT) for network in slots.Slot(number).networks]
+    assert len(networks) == 3 * slots.COUNT
+    assert not any(one.overlaps(other) for index, one in enumerate(networks) for other in networks[index + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("taken", "routes", "chosen"),
+    [
+        pytest.param(set[int](), [], 0, id="an idle machine"),
+        pytest.param({0, 1}, [], 2, id="two clusters run"),
+        pytest.param(set[int](), ["10.88.0.0/24"], 1, id="its pods' network is somebody's"),
+        pytest.param({1}, ["10.90.0.0/22"], 2, id="its Services' network is somebody's"),
+    ],
+)
+def test_slot_is_the_first_free_one(taken: set[int], routes: list[str], chosen: int) -> None:
+    assert slots.choose(taken, [ipaddress.IPv4Network(route) for route in routes]).number == chosen
+
+
+def test_slots_run_out_with_a_sentence() -> None:
+    with pytest.raises(DevclusterError, match="no slot is free"):
+        slots.choose(range(slots.COUNT), [])
+
+
+def test_pid_that_was_used_again_is_not_ours() -> None:
+    mine = processes.start_time(os.getpid())
+    assert mine is not None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert processes.Daemon("self", os.getpid(), mine, boot, "").alive()
+    assert not processes.Daemon("self", os.getpid(), mine - 1, boot, "").alive()
+    assert not processes.Daemon("self", os.getpid(), mine, "another boot", "").alive()
+
+
+def test_stop_ends_a_process_that_ignores_sigterm_and_forgets_it(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    argv = ["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"]
+    daemon = processes.start("deaf", argv, records=records, log=tmp_path / "deaf.log")
+    processes.stop(records, "deaf", grace_seconds=0.2)
+    assert not daemon.alive()
+    assert not processes.recorded(records)
+    processes.stop(records, "deaf")
+
+
+def test_layer_is_the_same_each_time_and_carries_no_set_user_id(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "su").write_text("x")
+    (root / "bin" / "su").chmod(0o4755)
+    first = oci.write_layer(root, tmp_path / "one.tar")
+    os.utime(root / "bin" / "su", (1, 1))
+    assert oci.write_layer(root, tmp_path / "two.tar").digest == first.digest
+    with tarfile.open(first.path) as layer:
+        assert layer.getmember("bin/su").mode == 0o755

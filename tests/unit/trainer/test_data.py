@@ -1,0 +1,325 @@
+"""Rows to tokens: what is learned, what is held back, what a fault says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from olivine_api.finetunejob import Data, LossOn, OnOverflow, Template
+from olivine_api.reasons import Reason
+from olivine_trainer.data.batches import batch_rows, epoch_order, rank_micro_batches, total_steps
+from olivine_trainer.data.chat import ChatRenderer
+from olivine_trainer.data.prepare import load_rows, prepare_examples
+from olivine_trainer.data.rows import Row, read_rows
+from olivine_trainer.data.split import split_rows
+from olivine_trainer.data.template import RowTemplate, parse_template
+from olivine_trainer.data.tokens import completion_example, fit_examples, text_example
+from olivine_trainer.errors import ConfigurationError, DataError, ModelError
+from olivine_trainer.modeling.example import Example
+from tests.unit.trainer.support import tone_rows, write_rows
+
+STOP = 1
+
+
+def learned_text(tokenizer: Any, example: Example) -> str:
+    return tokenizer.decode(example.ids[example.learned])
+
+
+def make_data(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> tuple[Data, Path]:
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    raw = {"train": {"uri": f"file://{path}"}, "template": {"prompt": "Phrase: {phrase}\nTone:", "completion": " {tone}"}}
+    return Data.model_validate(raw | changes), path
+
+
+def test_completion_and_stop_token_are_learned_and_the_prompt_is_not(tokenizer: Any) -> None:
+    example = completion_example(tokenizer, "Phrase: ha\nTone:", " joy", loss_on=LossOn.COMPLETION)
+    assert learned_text(tokenizer, example) == " joy<|im_end|>"
+    assert tokenizer.decode(example.prompt_ids) == "Phrase: ha\nTone:"
+    assert example.ids[-1] == STOP
+    everything = completion_example(tokenizer, "Phrase: ha\nTone:", " joy", loss_on=LossOn.ALL)
+    assert everything.learned.all()
+    assert everything.learned_tokens == len(everything.ids) - 1  # nothing predicts the first
+
+
+def test_generation_starts_from_the_tokens_that_training_saw(tokenizer: Any) -> None:
+    """Tokenised together, ' j' could merge over the boundary: apart, the prompt's tokens are those of the prompt alone."""
+    example = completion_example(tokenizer, "Tone: ", "joy", loss_on=LossOn.COMPLETION)
+    assert example.prompt_ids.tolist() == tokenizer.encode("Tone: ")
+
+
+def test_a_text_is_learned_whole_with_its_stop_token(tokenizer: Any) -> None:
+    example = text_example(tokenizer, "ha ha")
+    assert learned_text(tokenizer, example) == "ha ha<|im_end|>"
+    assert example.expected is None
+
+
+def chat_row(*turns: str) -> Row:
+    roles = {"u": "user", "a": "assistant", "s": "system"}
+    return Row(3, {"chat": [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns]})
+
+
+def test_assistant_turns_are_learned_with_their_stop_tokens(tokenizer: Any) -> None:
+    renderer = ChatRenderer(tokenizer, "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.COMPLETION, source="data.train")
+    example = renderer.example(chat_row("s:be kind", "u:hi", "a:ho", "u:more", "a:ha ha", "u:bye"))
+    assert learned_text(tokenizer, example) == "ho<|im_end|>ha ha<|im_end|>"
+    assert example.ids[-1] == STOP  # neither the line break after it nor the user's last word
+    assert example.expected == "ha ha"
+    assert tokenizer.decode(example.prompt_ids).endswith("more<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
+    forgetful = _with_template(
+        tokenizer,
+        "{% for m in messages %}<|im_start|>{{ m.role }}:{% if loop.last %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}",
+    )
+    renderer = ChatRenderer(forgetful, "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.COMPLETION, source="data.train")
+    with pytest.raises(DataError, match=r"row 3 of data\.train cannot be masked"):
+        renderer.example(chat_row("u:hi", "a:ho", "u:more", "a:ha"))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (Row(5, {"chat": "hello"}), "row 5 of data.train has no chat in the field chat"),
+        (Row(5, {"chat": [{"role": "user"}]}), "message 1 that is not"),
+        (chat_row("u:hi"), "no message of the role assistant"),
+    ],
+    ids=["a string", "no content", "no assistant"],
+)
+def test_what_is_no_chat_is_named(tokenizer: Any, row: Row, says: str) -> None:
+    renderer = ChatRenderer(tokenizer, "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.COMPLETION, source="data.train")
+    with pytest.raises(DataError, match=says):
+        renderer.example(row)
+
+
+def test_messages_need_a_chat_template(tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="has a chat template"):
+        ChatRenderer(_with_template(tokenizer, None), "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.ALL, source="data.train")
+
+
+def _with_template(tokenizer: Any, template: str | None) -> Any:
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+def test_templates_substitute_escape_and_refuse() -> None:
+    template = parse_template("{{x}} {a}: {b}", "data.template.text")
+    assert template.fields == ("a", "b")
+    assert template.render({"a": 1.5, "b": ["é", None]}) == '{x} 1.5: ["é", null]'
+    for broken in ("{", "a } b", "{a!r}", "{a:>3}", "{}"):
+        with pytest.raises(ConfigurationError, match=r"data\.template\.text cannot be read"):
+            parse_template(broken, "data.template.text")
+
+
+def test_a_missing_field_is_told_with_those_that_exist(tmp_path: Path) -> None:
+    data, path = make_data(tmp_path, tone_rows(3), template={"prompt": "{phrse}", "completion": "{tone}"})
+    with pytest.raises(DataError) as caught:
+        load_rows(data, path, None, seed=0)
+    assert caught.value.reason is Reason.COLUMN_MISSING
+    assert (
+        caught.value.message
+        == "data.template.prompt names the field {phrse}, which the rows of data.train do not have; they have: phrase, tone"
+    )
+    lacking = [*tone_rows(3), {"phrase": "x"}]
+    data, path = make_data(tmp_path, lacking)
+    with pytest.raises(DataError, match=r"which row 4 of data\.train lacks"):
+        load_rows(data, path, None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n{"a": }\n', "line 3 of a.jsonl is not valid JSON"),
+        ("a.jsonl", "[1]\n", "line 1 of a.jsonl is not an object"),
+        ("a.json", '[{"a": 1},\n {"a" 2}]', "not valid JSON: .* at line 2"),
+        ("a.csv", "a,b\n1,2\n3\n", "row 2 of a.csv"),
+        ("a.jsonl", "\n", "has no rows"),
+        ("a.xlsx", "", "rows are read from .jsonl"),
+        ("a.parquet", "junk", "not valid Parquet"),
+    ],
+)
+def test_unreadable_rows_are_named_by_line(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=says):
+        read_rows(tmp_path / name, "data.train")
+
+
+def _parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("phrase,tone\n" + "".join(f'"{row["phrase"]}",{row["tone"]}\n' for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", write_rows),
+        ("lines.json", write_rows),
+        ("array.json", lambda path, rows: path.write_text(json.dumps(rows))),
+        ("rows.csv", _csv),
+        ("rows.parquet", _parquet),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Callable[[Path, list[dict[str, Any]]], Any]) -> None:
+    write(tmp_path / name, tone_rows(4))
+    assert [row.fields for row in read_rows(tmp_path / name, "data.train")] == tone_rows(4)
+
+
+def _long_row(tokenizer: Any, on_overflow: OnOverflow, limit: int, completion: str = " joy") -> Any:
+    def make(_: Row) -> Example:
+        return completion_example(tokenizer, "one two three four five six", completion, loss_on=LossOn.COMPLETION)
+
+    return fit_examples([Row(17, {})], make, max_length=limit, on_overflow=on_overflow, source="data.train")
+
+
+def test_a_row_that_is_too_long_fails_with_its_number(tokenizer: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"row 17 of data\.train has \d+ tokens, data\.maxLength is 8: raise data\.maxLength"
+    ) as caught:
+        _long_row(tokenizer, OnOverflow.FAIL, 8)
+    assert caught.value.reason is Reason.ROW_TOO_LONG
+
+
+def test_overflow_is_dropped_or_truncated_and_counted(tokenizer: Any) -> None:
+    dropped = _long_row(tokenizer, OnOverflow.DROP, 8)
+    assert (dropped.examples, dropped.dropped, dropped.truncated) == ([], 1, 0)
+    cut = _long_row(tokenizer, OnOverflow.TRUNCATE, 8)
+    assert (cut.dropped, cut.truncated) == (0, 1)
+    assert len(cut.examples[0].ids) == 8
+    assert learned_text(tokenizer, cut.examples[0]) == " joy<|im_end|>"  # never the completion
+    assert (
+        tokenizer.decode(cut.examples[0].prompt_ids)
+        == "one two three four five six"[-len(tokenizer.decode(cut.examples[0].prompt_ids)) :]
+    )
+    hopeless = _long_row(tokenizer, OnOverflow.TRUNCATE, 8, completion=" a very long answer indeed")
+    assert (hopeless.dropped, hopeless.truncated) == (1, 0)
+
+
+def test_a_cut_text_does_not_teach_to_stop(tokenizer: Any) -> None:
+    fitted = fit_examples(
+        [Row(1, {})],
+        lambda _: text_example(tokenizer, "one two three four"),
+        max_length=8,
+        on_overflow=OnOverflow.TRUNCATE,
+        source="data.train",
+    )
+    assert STOP not in fitted.examples[0].ids
+
+
+def test_equal_rows_never_straddle_the_split() -> None:
+    rows = [Row(number, fields) for number, fields in enumerate(tone_rows(12) * 3)]
+    split = split_rows(rows, 0.25, 1, identity=lambda row: row.fields["phrase"], stratum=lambda row: row.fields["tone"])
+    held = {row.fields["phrase"] for row in split.validation}
+    assert held
+    assert not held & {row.fields["phrase"] for row in split.train}
+    assert len(split.train) + len(split.validation) == 36
+
+
+def test_every_stratum_gives_its_share() -> None:
+    rows = [Row(index, {"id": index, "tone": "rare" if index < 3 else "common"}) for index in range(43)]
+
+    def split(seed: int) -> list[int]:
+        made = split_rows(rows, 0.25, seed, identity=lambda row: str(row.number), stratum=lambda row: row.fields["tone"])
+        return [row.number for row in made.validation]
+
+    assert sum(number < 3 for number in split(0)) == 1
+    assert len(split(0)) == 11
+    assert split(0) == split(0)
+    assert split(0) != split(1)
+
+
+def test_a_split_does_not_depend_on_the_order_of_rows() -> None:
+    rows = [Row(index, {"id": index}) for index in range(20)]
+    one = split_rows(rows, 0.3, 5, identity=lambda row: str(row.number), stratum=lambda _: "")
+    two = split_rows(rows[::-1], 0.3, 5, identity=lambda row: str(row.number), stratum=lambda _: "")
+    assert {row.number for row in one.validation} == {row.number for row in two.validation}
+
+
+def test_rows_that_the_model_cannot_tell_apart_are_equal() -> None:
+    template = RowTemplate.of(Template(prompt="{a}", completion="{b}"))
+    assert template.identity(Row(1, {"a": 1, "b": 2, "id": 7})) == template.identity(Row(2, {"id": 8, "b": 2, "a": 1}))
+
+
+def test_prepared_data_is_counted_and_digested(tmp_path: Path, tokenizer: Any) -> None:
+    data, path = make_data(tmp_path, tone_rows(24), validationFraction=0.25, stratifyBy="tone", maxLength=12, onOverflow="Drop")
+    loaded = load_rows(data, path, None, seed=0)
+    prepared = prepare_examples(data, loaded, tokenizer, stop_ids=frozenset({STOP}))
+    resolved = prepared.resolved
+    assert resolved.rows + resolved.validation_rows + resolved.dropped == 24
+    assert resolved.dropped
+    assert resolved.tokens == sum(len(example.ids) for example in prepared.train)
+    assert load_rows(data, path, None, seed=0).digest == resolved.digest
+    assert load_rows(data, path, None, seed=1).digest != resolved.digest
+
+
+def test_repeats_between_train_and_validation_files_are_counted(tmp_path: Path) -> None:
+    data, path = make_data(tmp_path, tone_rows(4), validation={"uri": "file:///v.jsonl"})
+    assert load_rows(data, path, path, seed=0).repeated == 4
+
+
+def test_the_index_that_pandas_writes_is_a_column(tmp_path: Path) -> None:
+    """df.to_csv() leaves the index's name empty: every such file was refused."""
+    path = tmp_path / "rows.csv"
+    path.write_text(",phrase,tone\n0,ha,joy\n1,ho,fear\n")
+    assert [row.fields for row in read_rows(path, "data.train")][1] == {"": "1", "phrase": "ho", "tone": "fear"}
+    path.write_text(",phrase,tone\n0,ha,joy,more\n")
+    with pytest.raises(DataError, match=r"row 1 of rows\.csv \(line 2\) has not as many values"):
+        read_rows(path, "data.train")
+
+
+def test_every_fault_of_arrow_is_told_as_the_datas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+    from pyarrow import ArrowNotImplementedError
+
+    def fail(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(pyarrow.parquet, "read_table", fail)
+    error: Exception = ArrowNotImplementedError("nested")
+    with pytest.raises(DataError, match=r"is not valid Parquet: nested"):
+        read_rows(tmp_path / "rows.parquet", "data.train")
+    error = lib.ArrowMemoryError("malloc of size 9 failed")
+    with pytest.raises(MemoryError):  # the worker ends with 20
+        read_rows(tmp_path / "rows.parquet", "data.train")
+
+
+def test_an_epoch_sees_every_row_once_and_epochs_differ() -> None:
+    orders = [epoch_order(3, epoch, 10).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    steps = [batch_rows(3, step, 4, 10) for step in range(5)]  # 20 positions: two epochs, one batch straddles them
+    assert [row for batch in steps for row in batch] == orders[0] + orders[1]
+    assert batch_rows(3, 2, 4, 10) == steps[2]
+
+
+def test_the_first_epochs_order_is_fixed_for_good() -> None:
+    """A resume on a newer numpy must draw the same batches: this order must never change."""
+    assert epoch_order(0, 0, 8).tolist() == FIRST_ORDER
+
+
+FIRST_ORDER = [0, 2, 1, 5, 4, 3, 6, 7]
+
+
+def test_ranks_and_micro_batches_divide_the_global_batch() -> None:
+    batch = list(range(8))
+    parts = [rank_micro_batches(batch, rank=rank, world=2, micro=2) for rank in range(2)]
+    assert parts == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    with pytest.raises(ValueError, match="does not divide"):
+        rank_micro_batches(batch, rank=0, world=3, micro=2)
+
+
+def test_epochs_become_steps() -> None:
+    assert total_steps(None, 1.0, rows=10, batch=4) == 3
+    assert total_steps(None, 2.0, rows=10, batch=4) == 5
+    assert total_steps(7, None, rows=10, batch=4) == 7
+    assert total_steps(None, 0.01, rows=10, batch=4) == 1

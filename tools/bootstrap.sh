@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Makes .venv from requirements.lock: installs Debian packages that are missing, uv where it is missing, then the locked environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+UV_VERSION=0.13.9
+CACHE=${OLIVINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}}/olivine
+# For the environment, then for the embedded cluster's node.
+PACKAGES="python3 python3-venv ca-certificates git make \
+  containerd runc containernetworking-plugins iptables conntrack iproute2 util-linux debootstrap"
+
+if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
+  missing=()
+  for package in $PACKAGES; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+  if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || { echo "missing Debian packages, install them as root: ${missing[*]}" >&2; exit 1; }
+    echo "installing Debian packages: ${missing[*]}"
+    apt-get -o DPkg::Lock::Timeout=600 update -qq
+    # A package's service would compete with the embedded cluster's own containerd.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  fi
+fi
+
+UV=$(command -v uv || true)
+if [ -z "$UV" ]; then
+  UV=$CACHE/uv-$UV_VERSION/bin/uv
+  [ -x "$UV" ] || { /usr/bin/python3 -m venv "$CACHE/uv-$UV_VERSION" && "$CACHE/uv-$UV_VERSION/bin/pip" install -q "uv==$UV_VERSION"; }
+fi
+
+# The system's interpreter: trainer pods mount this environment and have the same one at the same place.
+[ -x .venv/bin/python ] || "$UV" venv -q --python /usr/bin/python3 .venv
+echo "installing the locked environment into .venv (about 2 minutes the first time)"
+# Bytecode now, once: pods mount the environment read-only and would compile torch anew each.
+"$UV" pip sync -q --compile-bytecode --require-hashes --no-build requirements.lock
+"$UV" pip install -q --no-deps --no-build-isolation -e .
+touch .venv/.complete

@@ -1,0 +1,71 @@
+"""The job: from the files that the operator mounts, or from a manifest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from olivine_api import names
+from olivine_api.finetunejob import FineTuneJobSpec
+from olivine_api.reasons import Reason
+from olivine_api.status import JobIdentity
+from olivine_trainer.errors import ConfigurationError
+from olivine_trainer.job import Job, parse_checked, spec_digest
+
+_DEFAULT_NAMESPACE = "default"
+
+
+def read_mounted_job(folder: Path = Path(names.CONFIG_DIR)) -> Job:
+    """The job of this pod. Raises ConfigurationError where nothing is mounted or it is not valid."""
+    try:
+        spec = json.loads((folder / names.CONFIG_SPEC).read_text())
+        identity = JobIdentity.model_validate_json((folder / names.CONFIG_IDENTITY).read_text())
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            Reason.INVALID_SPEC, f"there is no {error.filename}: outside a pod write olivine-train --spec FILE"
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"the mounted job is unreadable: {error}") from None
+    return Job(spec=parse_checked(spec, names.CONFIG_SPEC), identity=identity)
+
+
+def read_manifest(path: Path, *, namespace: str | None, name: str | None, uid: str | None) -> Job:
+    """A manifest: a whole FineTuneJob or its spec alone. Raises ConfigurationError naming what is wrong with it."""
+    raw = _load_yaml(path)
+    metadata: dict[str, Any] = {}
+    if isinstance(raw, dict) and "kind" in raw:
+        if raw["kind"] != names.FINETUNEJOB_KIND or raw.get("apiVersion") != names.API_VERSION:
+            raise ConfigurationError(
+                Reason.INVALID_SPEC,
+                f"{path.name} is a {raw.get('apiVersion')} {raw['kind']}: it must be a {names.API_VERSION} {names.FINETUNEJOB_KIND}",
+            )
+        metadata = raw.get("metadata") or {}
+        raw = raw.get("spec")
+    spec = parse_checked(raw, path.name)
+    identity = JobIdentity(
+        namespace=namespace or metadata.get("namespace") or _DEFAULT_NAMESPACE,
+        name=name or metadata.get("name") or path.stem,
+        uid=uid or _local_uid(spec),
+        child="",
+    )
+    return Job(spec=spec, identity=identity)
+
+
+def _local_uid(spec: FineTuneJobSpec) -> str:
+    """The same specification goes on where it stopped; a changed one begins anew."""
+    return f"local-{spec_digest(spec)[:12]}"
+
+
+def _load_yaml(path: Path) -> Any:
+    """YAML 1.2, as kubectl reads it: 1e-4 is a number and yes a string."""
+    from ruamel.yaml import YAML  # noqa: PLC0415  (an extra: pods have no need of it)
+    from ruamel.yaml.error import YAMLError  # noqa: PLC0415
+
+    try:
+        documents = [document for document in YAML(typ="safe", pure=True).load_all(path.read_text()) if document is not None]
+    except OSError as error:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"{path} cannot be read: {error.strerror}") from None
+    except YAMLError as error:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if len(documents) != 1:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"{path.name} holds {len(documents)} documents: give exactly one FineTuneJob")
+    return documents[0]

@@ -1,0 +1,1 @@
+"""Rows: read, split, rendered by a template, turned into tokens, and drawn into batches by step."""

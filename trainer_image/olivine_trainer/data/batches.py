@@ -1,0 +1,39 @@
+"""Which rows a step trains on: a pure function of (seed, step), so that nothing of a loader needs saving.
+
+Every epoch has a permutation of its own from a counter-based generator (Philox 4x64, Salmon et al. 2011), whose raw output
+numpy guarantees across versions. The world size plays no part: the global batch is drawn whole, then divided among the ranks.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def epoch_order(seed: int, epoch: int, rows: int) -> npt.NDArray[np.int64]:
+    """[rows]; the order of an epoch: row indices sorted by random 64-bit keys."""
+    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(rows)
+    return np.argsort(keys, kind="stable")
+
+
+def batch_rows(seed: int, step: int, batch: int, rows: int) -> list[int]:
+    """Row indices of the global batch of `step` (from 0). Epochs follow one another without a gap; batches may straddle them."""
+    first = step * batch
+    return [int(epoch_order(seed, position // rows, rows)[position % rows]) for position in range(first, first + batch)]
+
+
+def rank_micro_batches(batch: list[int], *, rank: int, world: int, micro: int) -> list[list[int]]:
+    """This rank's part of a global batch, in micro-batches of `micro` rows; len(batch) must be a multiple of micro x world."""
+    if len(batch) % (micro * world):
+        raise ValueError(f"a batch of {len(batch)} rows does not divide into {world} ranks of {micro} rows")
+    return [batch[start + rank * micro : start + (rank + 1) * micro] for start in range(0, len(batch), micro * world)]
+
+
+def total_steps(max_steps: int | None, epochs: float | None, *, rows: int, batch: int) -> int:
+    """Optimizer steps of the run: maxSteps, or as many as `epochs` passes need (rounded up)."""
+    if max_steps is not None:
+        return max_steps
+    if epochs is None:
+        raise ValueError("training needs maxSteps or epochs")
+    return max(1, -int(-epochs * rows // batch))

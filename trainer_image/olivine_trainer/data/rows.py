@@ -1,0 +1,114 @@
+"""Reading rows from .jsonl, .json, .csv and .parquet; every fault names the line."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from olivine_api.reasons import Reason
+from olivine_trainer.errors import DataError
+from olivine_trainer.faults import is_disk_fault, is_out_of_memory
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its number in the file (from 1; the line for .jsonl) and its fields."""
+
+    number: int
+    fields: dict[str, Any]
+
+
+def read_rows(path: Path, field: str) -> list[Row]:
+    """All rows of a file. `field` (data.train, data.validation) is what errors name.
+
+    Raises DataError: unknown suffix, unreadable line (by number), a row that is no object, no rows at all.
+    """
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(Reason.DATA_UNREADABLE, f"{field}.uri ends in {path.name!r}: rows are read from {', '.join(SUFFIXES)}")
+    try:
+        rows = list(reader(path, field))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            Reason.DATA_UNREADABLE, f"{field}: {path.name} is not UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from None
+    if not rows:
+        raise DataError(Reason.DATA_EMPTY, f"{field}: {path.name} has no rows")
+    return rows
+
+
+def _json_lines(path: Path, field: str) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    Reason.DATA_UNREADABLE,
+                    f"{field}: line {number} of {path.name} is not valid JSON: {error.msg} at column {error.colno}",
+                ) from None
+            yield Row(number, _as_object(value, f"{field}: line {number} of {path.name}"))
+
+
+def _json(path: Path, field: str) -> Iterator[Row]:
+    """An array of objects; else JSON lines."""
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        yield from _json_lines(path, field)
+        return
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            Reason.DATA_UNREADABLE,
+            f"{field}: {path.name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+        ) from None
+    for number, value in enumerate(values, start=1):
+        yield Row(number, _as_object(value, f"{field}: row {number} of {path.name}"))
+
+
+def _csv(path: Path, field: str) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True, restkey=None, restval=None)
+        try:
+            for number, fields in enumerate(reader, start=1):
+                if None in fields or None in fields.values():
+                    raise DataError(
+                        Reason.DATA_UNREADABLE,
+                        f"{field}: row {number} of {path.name} (line {reader.line_num}) has not as many values as the header has names",
+                    )
+                yield Row(number, dict(fields))
+        except csv.Error as error:
+            raise DataError(
+                Reason.DATA_UNREADABLE, f"{field}: line {reader.line_num} of {path.name} is not valid CSV: {error}"
+            ) from None
+
+
+def _parquet(path: Path, field: str) -> Iterator[Row]:
+    import pyarrow  # noqa: PLC0415  (a second of import, for this format alone)
+    import pyarrow.parquet  # noqa: PLC0415
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        if is_out_of_memory(error) or is_disk_fault(error):
+            raise
+        raise DataError(
+            Reason.DATA_UNREADABLE,
+            f"{field}: {path.name} is not valid Parquet: {(str(error).splitlines() or [type(error).__name__])[0]}",
+        ) from None
+    for number, fields in enumerate(rows, start=1):
+        yield Row(number, fields)
+
+
+def _as_object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(Reason.DATA_UNREADABLE, f'{where} is not an object: each row must be like {{"field": "value", …}}')
+    return value

@@ -1,0 +1,99 @@
+"""Rows as tokens: which of them are learned, and what becomes of rows that are too long.
+
+The stop token is learned with every completion: a model that never saw it after an answer does not stop.
+Prompt and completion are tokenised apart and joined, so that no token straddles the boundary and generation starts from exactly
+the prompt tokens that training saw.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from olivine_api.finetunejob import LossOn, OnOverflow
+from olivine_api.reasons import Reason
+from olivine_trainer.data.rows import Row
+from olivine_trainer.errors import DataError
+from olivine_trainer.modeling.example import Example
+
+
+def completion_example(tokenizer: Any, prompt: str, completion: str, *, loss_on: LossOn) -> Example:
+    """prompt + completion + stop token; the completion and the stop token are learned, with lossOn All the prompt too."""
+    head = _encode_start(tokenizer, prompt)
+    tail = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+    learned = [loss_on is LossOn.ALL] * len(head) + [True] * len(tail)
+    return _example(head + tail, learned, prompt_length=len(head), prompt=prompt, expected=completion)
+
+
+def text_example(tokenizer: Any, text: str) -> Example:
+    """The text and the stop token; all of it is learned."""
+    ids = [*_encode_start(tokenizer, text), tokenizer.eos_token_id]
+    return _example(ids, [True] * len(ids), prompt_length=0)
+
+
+def _example(ids: Sequence[int], learned: Sequence[bool], **rest: Any) -> Example:
+    return Example(ids=np.asarray(ids, dtype=np.int32), learned=np.asarray(learned, dtype=np.bool_), **rest)
+
+
+def _encode_start(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of the start of a sequence: with the leading special tokens that the tokenizer adds, without trailing ones."""
+    ids = list(tokenizer.encode(text, add_special_tokens=True))
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) > len(plain) and ids and ids[-1] == tokenizer.eos_token_id and (not plain or plain[-1] != ids[-1]):
+        ids.pop()
+    return ids
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Examples within maxLength, and what it took."""
+
+    examples: list[Example]
+    dropped: int = 0
+    truncated: int = 0
+
+
+def fit_examples(
+    rows: Sequence[Row], make: Callable[[Row], Example], *, max_length: int, on_overflow: OnOverflow, source: str
+) -> Fitted:
+    """Every row as an example of at most `max_length` tokens.
+
+    Fail raises DataError naming the row. Drop leaves it out. Truncate cuts a prompt at its start and
+    never the answer; a text at its end, where the stop token then is not taught, since the text does not end there. A row
+    whose answer alone is too long cannot be cut: it is dropped. Both are counted.
+    """
+    examples: list[Example] = []
+    dropped = truncated = 0
+    for row in rows:
+        example: Example | None = make(row)
+        if len(example.ids) > max_length:
+            if on_overflow is OnOverflow.FAIL:
+                raise DataError(
+                    Reason.ROW_TOO_LONG,
+                    f"row {row.number} of {source} has {len(example.ids)} tokens, data.maxLength is {max_length}: raise"
+                    " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
+                )
+            example = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None
+            truncated += example is not None
+            dropped += example is None
+        if example is not None:
+            examples.append(example)
+    return Fitted(examples, dropped=dropped, truncated=truncated)
+
+
+def _truncate(example: Example, limit: int) -> Example | None:
+    if example.expected is None:
+        return Example(ids=example.ids[:limit], learned=example.learned[:limit], prompt_length=0)
+    answer = len(example.ids) - example.prompt_length
+    kept = limit - answer  # tokens of the prompt
+    if kept < 1:
+        return None
+    start = example.prompt_length - kept
+    return Example(
+        ids=example.ids[start:],
+        learned=example.learned[start:],
+        prompt_length=kept,
+        prompt=example.prompt,
+        expected=example.expected,
+    )

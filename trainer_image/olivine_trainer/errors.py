@@ -1,0 +1,99 @@
+"""Why a run ends: one class for each exit code, each with a stable reason and a sentence that says what to write instead."""
+
+from typing import ClassVar
+
+from olivine_api.exit_codes import Category, ExitCode, category_of
+from olivine_api.reasons import Reason
+
+
+class TrainerError(Exception):
+    """A run's end that is understood: it is logged as one line, without a traceback.
+
+    `reason` is what conditions and Events show; `message` names the field, its value and what to write instead.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, reason: Reason, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.step = step
+
+    @property
+    def category(self) -> Category:
+        """Who can mend it; derived from the exit code alone."""
+        return category_of(self.exit_code)
+
+
+class ConfigurationError(TrainerError):
+    """The specification asks for something that cannot be."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class DataError(TrainerError):
+    """The rows, or the template over them, are at fault."""
+
+    exit_code = ExitCode.DATA
+
+
+class ModelError(TrainerError):
+    """The base model is at fault."""
+
+    exit_code = ExitCode.MODEL
+
+
+class NonFiniteLossError(TrainerError):
+    """The loss or its gradient is no number any more."""
+
+    exit_code = ExitCode.NON_FINITE_LOSS
+
+    def __init__(self, step: int, what: str, learning_rate: float) -> None:
+        super().__init__(
+            Reason.NON_FINITE_LOSS,
+            f"{what} of step {step} is not finite: lower training.learningRate (it is {learning_rate:g}),"
+            " add training.warmupSteps, or set training.precision to fp32",
+            step=step,
+        )
+
+
+class OutOfMemoryError(TrainerError):
+    """Memory ran out, on the device or on the host."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+    def __init__(self, detail: str, *, step: int | None = None) -> None:
+        super().__init__(
+            Reason.OUT_OF_MEMORY,
+            f"{detail}; lower training.batchSize and raise training.gradientAccumulationSteps by the same factor,"
+            " lower data.maxLength, or raise pods.resources.limits.memory",
+            step=step,
+        )
+
+
+class StorageUnavailableError(TrainerError):
+    """A store did not answer, in spite of retries."""
+
+    exit_code = ExitCode.STORAGE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.STORAGE_UNAVAILABLE, message)
+
+
+class SupersededError(TrainerError):
+    """A newer attempt owns the run: this one writes nothing more."""
+
+    exit_code = ExitCode.STORAGE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.SUPERSEDED, message)
+
+
+class InterruptedRunError(TrainerError):
+    """The platform asked the pod to go (SIGTERM)."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(Reason.INTERRUPTED, message, step=step)

@@ -1,0 +1,1 @@
+"""Measuring: the same code for the base and the tuned model."""

@@ -1,0 +1,70 @@
+"""Which job this process works for: the specification and the identity, as two sides of the supervisor's fence read them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from olivine_api.finetunejob import FineTuneJobSpec, parse_spec
+from olivine_api.reasons import Reason
+from olivine_api.status import JobIdentity
+from olivine_trainer.errors import ConfigurationError
+
+_SHOWN_FAULTS = 4
+# What may differ between two attempts of one run: nothing of it decides which numbers come out.
+_NOT_TRAINED_ON = ("suspend", "cancel", "retries", "pods", "checkpoint", "tracking")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A specification and whose it is."""
+
+    spec: FineTuneJobSpec
+    identity: JobIdentity
+
+    @property
+    def spec_digest(self) -> str:
+        """sha256 (hex) of the part of the specification that decides what is trained."""
+        return spec_digest(self.spec)
+
+    def save(self, path: Path) -> None:
+        """Write both to one JSON file, for the worker processes."""
+        path.write_text(json.dumps({"spec": self.spec.to_json_dict(), "identity": self.identity.to_json_dict()}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        raw = json.loads(path.read_text())
+        return cls(spec=parse_spec(raw["spec"]), identity=JobIdentity.model_validate(raw["identity"]))
+
+
+def spec_digest(spec: FineTuneJobSpec) -> str:
+    """sha256 (hex) of the canonical JSON of the specification, without what may differ between attempts."""
+    raw = {key: value for key, value in spec.to_json_dict().items() if key not in _NOT_TRAINED_ON}
+    return hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_checked(raw: Any, where: str) -> FineTuneJobSpec:
+    """The specification in `raw`. Raises ConfigurationError with the first few faults, each naming its field."""
+    if not isinstance(raw, dict):
+        raise ConfigurationError(Reason.INVALID_SPEC, f"{where} holds no FineTuneJob: it must be a mapping with the job's fields")
+    try:
+        return parse_spec(raw)
+    except ValidationError as error:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"{where} is not valid: {_faults(error)}") from None
+
+
+def _faults(error: ValidationError) -> str:
+    """The first few faults, unknown fields before all others: a misspelt name makes a required one look absent."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    faults.sort(key=lambda fault: fault["type"] != "extra_forbidden")
+    told: list[str] = []
+    for fault in faults[:_SHOWN_FAULTS]:
+        field = ".".join(str(part) for part in fault["loc"]) or "spec"
+        unknown = fault["type"] == "extra_forbidden"
+        told.append(f"{field}: " + ("there is no such field" if unknown else fault["msg"].removeprefix("Value error, ")))
+    more = f" (and {len(faults) - _SHOWN_FAULTS} more)" if len(faults) > _SHOWN_FAULTS else ""
+    return "; ".join(told) + more

@@ -1,0 +1,1 @@
+"""The verb `train`, from claiming the run to publishing the adapter."""

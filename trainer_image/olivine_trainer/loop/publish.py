@@ -1,0 +1,72 @@
+"""The one publish: adapter, its manifest, then the run's record, and the clean-up after it."""
+
+import shutil
+from itertools import zip_longest
+from pathlib import Path
+
+from olivine_api.status import Artifact, Stage
+from olivine_trainer.errors import TrainerError
+from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
+from olivine_trainer.job import Job
+from olivine_trainer.loop.claim import Claim
+from olivine_trainer.loop.engine import Engine
+from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
+from olivine_trainer.methods.lora import save_adapter
+from olivine_trainer.reporting.logs import log, warn
+from olivine_trainer.storage.checkpoints import prune_checkpoints
+from olivine_trainer.storage.records import Baseline, Published, Sample, upload_artifact
+
+
+def publish(
+    *,
+    job: Job,
+    claim: Claim,
+    engine: Engine,
+    evaluator: Evaluator,
+    tracker: Tracker,
+    baseline: Baseline,
+    tuned: Evaluated,
+    scratch: Path,
+) -> Published:
+    """Write the adapter and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
+    board = tracker.board
+    board.progress(stage=Stage.PUBLISHING)
+    artifact = _upload_adapter(job, claim, engine, scratch)
+    keep = job.spec.checkpoint.keep_after_success
+    board.progress(percent=100, eta_seconds=0)
+    board.update(
+        artifacts=[artifact],
+        peak_memory_bytes=peak_memory_bytes(),
+        # The record outlives the checkpoints that are deleted next.
+        checkpoint=board.snapshot.checkpoint if keep else None,
+    )
+    tracker.events.add(event="Publishing", artifact=artifact.uri, digest=artifact.digest)
+    tracker.flush()
+    published = claim.records.publish(
+        claim.attempt,
+        spec_digest=job.spec_digest,
+        snapshot=board.snapshot,
+        samples=_samples(evaluator, baseline, tuned),
+    )
+    log("published", artifact=artifact.uri, bytes=artifact.bytes, **published.snapshot.metrics)
+    try:
+        prune_checkpoints(claim.run, claim.attempt, keep)
+    except TrainerError as error:
+        warn(f"checkpoints are left behind: {error.message}")
+    return published
+
+
+def _upload_adapter(job: Job, claim: Claim, engine: Engine, scratch: Path) -> Artifact:
+    folder = scratch / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)
+    save_adapter(engine.model, folder, base_uri=job.spec.model.uri)
+    return upload_artifact(claim.run, claim.attempt, folder, {"method": job.spec.method.type.value, "specDigest": job.spec_digest})
+
+
+def _samples(evaluator: Evaluator, baseline: Baseline, tuned: Evaluated) -> list[Sample]:
+    rows = evaluator.sample_examples()
+    pairs = list(zip_longest(baseline.answers, tuned.answers))
+    return [
+        Sample(prompt=row.prompt, expected=row.expected, base=base, tuned=answer)
+        for row, (base, answer) in zip(rows, pairs, strict=False)
+    ]

@@ -1,0 +1,135 @@
+"""Everything that an exact resume needs, as files without pickle: adapter, optimizer, random numbers (safetensors), the rest (JSON)."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from olivine_api.base import StatusModel
+from olivine_api.status import Best, CurvePoint, MetricMap
+from olivine_trainer.loop.engine import Engine
+from olivine_trainer.methods.lora import load_weights, save_weights, trainable
+
+_ADAPTER = "adapter.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+
+
+class Progressed(StatusModel):
+    """How far training is, between two steps."""
+
+    step: int = Field(default=0, ge=0)
+    """Optimizer steps done."""
+    trained_tokens: int = 0
+    evaluated_step: int = 0
+    """The last step after which the validation loss was measured."""
+    window_loss: float = 0.0
+    """Sum of the steps' losses since the last log line."""
+    window_steps: int = 0
+    metrics: MetricMap = {}
+    best: Best | None = None
+    curve: list[CurvePoint] = []
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators of this process, as tensors."""
+
+    tensors: dict[str, torch.Tensor]
+
+
+def capture_random() -> RandomState:
+    """python, numpy and torch, and this process's CUDA device."""
+    _, python_words, gauss = random.getstate()
+    kind, words, position, has_gauss, cached = np.random.get_state()
+    if kind != "MT19937":
+        raise RuntimeError(f"numpy's global generator is {kind}")
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(python_words, dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(np.asarray(words).astype(np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        # Only its own: to ask another device would take memory there, and the next pod may see fewer.
+        index = torch.cuda.current_device()
+        tensors[f"cuda{index}"] = torch.cuda.get_rng_state(index)
+    return RandomState(tensors)
+
+
+def restore_random(state: RandomState) -> None:
+    """Put the generators back."""
+    tensors = state.tensors
+    gauss = tensors["python_gauss"].tolist()
+    random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))
+    position, has_gauss = tensors["numpy_position"].tolist()
+    words = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, position, has_gauss, float(tensors["numpy_gauss"][0])))
+    torch.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available():
+        index = torch.cuda.current_device()
+        if (own := tensors.get(f"cuda{index}")) is not None:
+            torch.cuda.set_rng_state(own, index)
+
+
+def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: RandomState, *, rank: int = 0) -> None:
+    """Write the state between two steps into an empty folder."""
+    folder.mkdir(parents=True)
+    save_weights(engine.model, folder / _ADAPTER)
+    save_file(_optimizer_tensors(engine), folder / _OPTIMIZER)
+    save_file(randomness.tensors, folder / _random_file(rank))
+    scaler = engine.accelerator.scaler
+    state = {
+        "progressed": progressed.to_json_dict(),
+        "schedule": engine.schedule.state(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    (folder / _STATE).write_text(json.dumps(state))
+
+
+def load_state(folder: Path, engine: Engine, *, rank: int = 0) -> Progressed:
+    """Put a saved state back, the random generators last."""
+    load_weights(engine.model, folder / _ADAPTER)
+    _restore_optimizer(engine, load_file(folder / _OPTIMIZER))
+    state = json.loads((folder / _STATE).read_text())
+    engine.schedule.restore(state["schedule"])
+    if engine.accelerator.scaler is not None and state["scaler"] is not None:
+        engine.accelerator.scaler.load_state_dict(state["scaler"])
+    restore_random(RandomState(load_file(folder / _random_file(rank))))
+    return Progressed.model_validate(state["progressed"])
+
+
+def _random_file(rank: int) -> str:
+    return f"random-{rank:05d}.safetensors"
+
+
+def _raw_optimizer(engine: Engine) -> Any:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """AdamW's tensors as `<parameter>|<key>`: names outlive the order of parameters."""
+    states = _raw_optimizer(engine).state
+    return {
+        f"{name}|{key}": value.detach().cpu().contiguous()
+        for name, parameter in trainable(engine.model).items()
+        for key, value in sorted(states.get(parameter, {}).items())
+    }
+
+
+def _restore_optimizer(engine: Engine, tensors: dict[str, torch.Tensor]) -> None:
+    states = _raw_optimizer(engine).state
+    parameters = trainable(engine.model)
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        parameter = parameters[name]
+        # AdamW keeps `step` on the CPU.
+        states[parameter][key] = value if key == "step" else value.to(parameter.device)

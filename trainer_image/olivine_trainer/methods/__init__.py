@@ -1,0 +1,1 @@
+"""Methods of adaptation: what is trained, and how it is published."""

@@ -1,0 +1,1 @@
+"""The base model: loaded, and called so that only learned positions pay for the head."""

@@ -1,0 +1,32 @@
+"""One row as the model sees it: what data prepares, and training and evaluation read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model sees it."""
+
+    ids: npt.NDArray[np.int32]
+    """[tokens]"""
+    learned: npt.NDArray[np.bool_]
+    """[tokens]; whether the token counts in the loss (the first never does: nothing predicts it)."""
+    prompt_length: int
+    """Tokens before the answer that evaluation asks for; 0 where there is none (text)."""
+    prompt: str = ""
+    """The prompt as text, for samples."""
+    expected: str | None = None
+    """The answer as text; None where there is none (text)."""
+
+    @property
+    def learned_tokens(self) -> int:
+        """Tokens that count in the loss."""
+        return int(self.learned[1:].sum())
+
+    @property
+    def prompt_ids(self) -> npt.NDArray[np.int32]:
+        """[prompt_length]"""
+        return self.ids[: self.prompt_length]

@@ -1,0 +1,88 @@
+"""Loading a base model and its tokenizer from a folder in Hugging Face layout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from olivine_api.reasons import Reason
+from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavailableError
+from olivine_trainer.faults import is_disk_fault, is_out_of_memory
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer, and the tokens that matter to training."""
+
+    backend: Any
+    """A transformers tokenizer with an EOS and a PAD token."""
+    stop_ids: frozenset[int]
+    """Tokens that end generation: EOS and what the model's generation settings add."""
+
+    @property
+    def eos_id(self) -> int:
+        """The stop token that training teaches."""
+        return int(self.backend.eos_token_id)
+
+    @property
+    def pad_id(self) -> int:
+        """Fills up batches; always masked."""
+        return int(self.backend.pad_token_id)
+
+
+def load_tokenizer(folder: Path, uri: str) -> Tokenizer:
+    """Raises ModelError where the folder has no usable tokenizer, or one without a stop token."""
+    try:
+        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        _raise_platform_fault(error, uri)
+        raise ModelError(
+            Reason.MODEL_UNSUPPORTED, f"the tokenizer of model.uri {uri} cannot be loaded: {_first_line(error)}"
+        ) from None
+    if backend.eos_token_id is None:
+        raise ModelError(
+            Reason.MODEL_UNSUPPORTED,
+            f"the tokenizer of model.uri {uri} has no eos_token, so the model could not learn where to stop: set it in tokenizer_config.json",
+        )
+    if backend.pad_token_id is None:
+        backend.pad_token = backend.eos_token
+    return Tokenizer(backend=backend, stop_ids=frozenset({backend.eos_token_id}))
+
+
+def load_model(folder: Path, uri: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `dtype`, frozen, with its own code only. Raises ModelError where transformers knows no such causal model."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
+        _raise_platform_fault(error, uri)
+        raise ModelError(
+            Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from None
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model
+
+
+def with_generation_stops(tokenizer: Tokenizer, model: PreTrainedModel) -> Tokenizer:
+    """The tokenizer, its stop tokens completed by the model's generation settings."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [more] if isinstance(more, int) else list(more or [])
+    return Tokenizer(backend=tokenizer.backend, stop_ids=tokenizer.stop_ids | frozenset(int(one) for one in ids))
+
+
+def _raise_platform_fault(error: Exception, uri: str) -> None:
+    """Memory that ran out and disks that fail say nothing of the model."""
+    if is_out_of_memory(error):
+        raise OutOfMemoryError(f"memory ran out while model.uri {uri} was loaded: {_first_line(error)}") from error
+    if is_disk_fault(error):
+        raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__

@@ -1,0 +1,301 @@
+"""A folder in an object store, or on disk: reads, unconditional and conditional writes, listing, deletion.
+
+Raises TrainerErrors only: the user's for a missing bucket or denied access, StorageUnavailableError after the last retry.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import obstore
+import obstore.exceptions as obs
+from obstore.store import LocalStore, S3Store
+
+from olivine_api.reasons import Reason
+from olivine_trainer.errors import ConfigurationError, TrainerError
+from olivine_trainer.storage.credentials import Access
+from olivine_trainer.storage.failures import FIELDS, Place, explain, is_missing_bucket, is_retryable, unavailable, user_error
+from olivine_trainer.storage.local import put_if_match_locally
+
+Result = TypeVar("Result")
+
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of one request
+_HURRIED_TRIES = 3  # of one request once the pod is to go: the grace must suffice for a whole checkpoint
+_CHUNK = 8 << 20  # bytes of one piece of a download
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object; `key` is relative to the store's folder."""
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An object's content and the tag that a conditional write compares."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass
+class _Mood:
+    """What a store and the stores of its folders learn while they are used."""
+
+    granted: bool = False
+    """The keys were let in: see `Store.grant`."""
+    hurried: Callable[[], bool] = lambda: False
+
+
+class Store:
+    """The folder that a URI names; keys are relative to it and use '/'."""
+
+    def __init__(
+        self, access: Access, *, delays: tuple[float, ...] = RETRY_DELAYS, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.uri = access.uri.rstrip("/")
+        self.place = Place(access.role, access.uri, access.endpoint)
+        self._delays = delays
+        self._sleep = sleep
+        self._mood = _Mood()
+        self._folder: Path | None = None
+        if access.scheme == "file":
+            self._folder = Path(access.uri.removeprefix("file://"))
+            self._store: LocalStore | S3Store = LocalStore()
+            self._root = str(self._folder).strip("/")
+        else:
+            bucket, _, prefix = access.uri.removeprefix("s3://").partition("/")
+            self._root = prefix.strip("/")
+            try:
+                self._store = _s3(access, bucket)
+            except (ValueError, obs.BaseError) as error:
+                raise _unusable(self.place, error, ca=access.ca_bundle) from None
+
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder on disk, for file:// only."""
+        return self._folder
+
+    def sub(self, folder: str) -> "Store":
+        """The store of a folder below this one."""
+        child = object.__new__(Store)
+        child.__dict__.update(self.__dict__)
+        child.uri = f"{self.uri}/{folder}"
+        child._root = f"{self._root}/{folder}".strip("/")
+        child._folder = self._folder / folder if self._folder is not None else None
+        return child
+
+    def once(self) -> "Store":
+        """The same store without further tries: for what is convenient, not needed."""
+        child = object.__new__(Store)
+        child.__dict__.update(self.__dict__)
+        child._delays = ()
+        return child
+
+    def grant(self) -> None:
+        """The keys have proved themselves: from here on a denial is no mistake of the user's (a rotated Secret)."""
+        self._mood.granted = True
+
+    def hurry_when(self, asked: Callable[[], bool]) -> None:
+        """Cut retries short from the moment that `asked` says so."""
+        self._mood.hurried = asked
+
+    def get(self, key: str) -> Fetched | None:
+        """The object's content, or None where there is none."""
+
+        def read() -> Fetched | None:
+            try:
+                found = obstore.get(self._store, self._path(key))
+                return Fetched(data=bytes(found.bytes()), etag=str(found.meta["e_tag"]))
+            except FileNotFoundError as error:
+                if is_missing_bucket(error):
+                    raise
+                return None
+
+        return self._tried(read, f"reading {key}")
+
+    def get_to_file(self, key: str, target: Path) -> bool:
+        """Write the object to a file in pieces; False where there is none."""
+
+        def read() -> bool:
+            try:
+                found = obstore.get(self._store, self._path(key))
+            except FileNotFoundError as error:
+                if is_missing_bucket(error):
+                    raise
+                return False
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for piece in found.stream(min_chunk_size=_CHUNK):
+                    file.write(memoryview(piece))
+            return True
+
+        return self._tried(read, f"reading {key}")
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write, whatever stands there."""
+        self._tried(lambda: obstore.put(self._store, self._path(key), data), f"writing {key}")
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create the object; False where another one stands there already.
+
+        A try whose answer was lost may have created it: content equal to our own then counts as ours.
+        """
+        tries = 0
+
+        def create() -> bool:
+            nonlocal tries
+            tries += 1
+            try:
+                obstore.put(self._store, self._path(key), data, mode="create", use_multipart=False)
+            except (obs.AlreadyExistsError, obs.PreconditionError):
+                return tries > 1 and self._holds(key, data)
+            return True
+
+        return self._tried(create, f"creating {key}")
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> bool:
+        """Replace the object where its tag is still `etag`; False where somebody else was faster."""
+        tries = 0
+
+        def replace() -> bool:
+            nonlocal tries
+            tries += 1
+            if self._folder is not None:
+                return put_if_match_locally(self._folder / key, data, etag, read_etag=lambda: self._etag(key))
+            try:
+                obstore.put(self._store, self._path(key), data, mode={"e_tag": etag}, use_multipart=False)
+            except (obs.PreconditionError, FileNotFoundError) as error:
+                if is_missing_bucket(error):
+                    raise
+                return tries > 1 and self._holds(key, data)
+            return True
+
+        return self._tried(replace, f"replacing {key}")
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """All objects below a folder, sorted by key."""
+
+        def read() -> list[ObjectInfo]:
+            # Object stores match prefixes by whole path segments here: 'a/b' finds a/b/c, not a/bc.
+            path = self._path(prefix) if prefix else self._root
+            found: list[ObjectInfo] = []
+            for page in obstore.list(self._store, path or None):
+                found.extend(ObjectInfo(key=self._relative(item["path"]), size=item["size"]) for item in page)
+            return sorted((item for item in found if not _is_internal(item.key)), key=lambda item: item.key)
+
+        return self._tried(read, f"listing {prefix or 'the folder'}")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are gone already do not matter."""
+        for key in keys:
+            self._tried(lambda key=key: self._delete_one(key), f"deleting {key}")
+
+    def require_conditional_writes(self, key: str, data: bytes) -> None:
+        """Refuse a store that ignores If-None-Match or If-Match, by two writes of `data` that must not happen.
+
+        `key` must exist with exactly this content: a store that fails the test is left as it was.
+        """
+        try:
+            created = self.put_if_absent(key, data)
+            replaced = self.put_if_match(key, data, '"00000000000000000000000000000000"')
+        except _NotSupportedError:
+            created = replaced = True
+        if created or replaced:
+            raise user_error(
+                self.place,
+                Reason.STORAGE_UNSUPPORTED,
+                f"{self.place} ignores conditional writes (If-None-Match, If-Match), without which two writers could overwrite"
+                f" each other: use a store that has them (AWS S3, MinIO, SeaweedFS, Ceph) in {FIELDS[self.place.role]}.uri",
+            )
+
+    def _delete_one(self, key: str) -> None:
+        try:
+            obstore.delete(self._store, self._path(key))
+        except FileNotFoundError as error:
+            if is_missing_bucket(error):
+                raise
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        found = self.get(key)
+        return found is not None and found.data == data
+
+    def _etag(self, key: str) -> str | None:
+        try:
+            return str(obstore.head(self._store, self._path(key))["e_tag"])
+        except FileNotFoundError:
+            return None
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if self._root else key
+
+    def _relative(self, path: str) -> str:
+        return path[len(self._root) + 1 :] if self._root else path
+
+    def _tried(self, request: Callable[[], Result], doing: str) -> Result:
+        """Run a request, again after each delay while another try may help."""
+        for tries, delay in enumerate((*self._delays, None), start=1):
+            try:
+                return request()
+            except obs.NotSupportedError as error:
+                raise _NotSupportedError(Reason.STORAGE_UNSUPPORTED, f"{doing} is not supported by {self.place}") from error
+            except (obs.InvalidPathError, ValueError) as error:
+                if "path" not in str(error).lower():
+                    raise
+                raise _unusable(self.place, error) from None
+            except (obs.BaseError, OSError) as error:
+                if (told := explain(error, self.place, granted=self._mood.granted)) is not None:
+                    raise told from None
+                spent = delay is None or (tries >= _HURRIED_TRIES and self._mood.hurried())
+                if spent or not is_retryable(error, granted=self._mood.granted):
+                    raise unavailable(error, self.place, doing) from error
+                self._sleep(delay or 0)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+class _NotSupportedError(ConfigurationError):
+    """The store answered that it has no such operation."""
+
+
+def _unusable(place: Place, error: Exception, *, ca: str | None = None) -> TrainerError:
+    """The user's error where the client refuses what it was given."""
+    field = FIELDS[place.role]
+    first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    advice = f"correct {field}.uri or {field}.endpoint"
+    if ca is not None:
+        advice = f"CA_BUNDLE in the Secret of {field}.secretRef must hold certificates in PEM form"
+    return user_error(place, Reason.INVALID_SPEC, f"{place} cannot be used: {first}; {advice}")
+
+
+def _is_internal(key: str) -> bool:
+    """Lock files of the local store's conditional writes."""
+    return key.rpartition("/")[2].startswith(".lock-")
+
+
+def _s3(access: Access, bucket: str) -> S3Store:
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=5),
+        "timeout": timedelta(seconds=300),
+        "allow_http": bool(access.endpoint and access.endpoint.startswith("http://")),
+    }
+    if access.ca_bundle:
+        client["root_certificate"] = access.ca_bundle
+    config: dict[str, Any] = {"region": access.region, "virtual_hosted_style_request": False}
+    optional = {
+        "endpoint": access.endpoint,
+        "access_key_id": access.access_key_id,
+        "secret_access_key": access.secret_access_key,
+        "session_token": access.session_token,
+    }
+    config |= {key: value for key, value in optional.items() if value}
+    return S3Store(
+        bucket,
+        client_options=client,  # pyright: ignore[reportArgumentType]
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+        **config,
+    )
