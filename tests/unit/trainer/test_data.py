@@ -279,7 +279,7 @@ def test_the_index_that_pandas_writes_is_a_column(tmp_path: Path) -> None:
 
 def test_every_fault_of_arrow_is_told_as_the_datas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet
-    from pyarrow import ArrowNotImplementedError
+    from pyarrow import ArrowMemoryError, ArrowNotImplementedError
 
     def fail(_: Path) -> None:
         raise error
@@ -288,7 +288,7 @@ def test_every_fault_of_arrow_is_told_as_the_datas(tmp_path: Path, monkeypatch: 
     error: Exception = ArrowNotImplementedError("nested")
     with pytest.raises(DataError, match=r"is not valid Parquet: nested"):
         read_rows(tmp_path / "rows.parquet", "data.train")
-    error = lib.ArrowMemoryError("malloc of size 9 failed")
+    error = ArrowMemoryError("malloc of size 9 failed")
     with pytest.raises(MemoryError):  # the worker ends with 20
         read_rows(tmp_path / "rows.parquet", "data.train")
 
