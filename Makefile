@@ -2,8 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 export PYTHONUTF8 := 1
+# A proxy to the outside does not know the embedded clusters' addresses.
+export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY),localhost,127.0.0.1),10.88.0.0/14
+export no_proxy := $(NO_PROXY)
 
 .PHONY: help env lock generate fmt verify test test-full demo cluster cluster-down clean
 
@@ -45,6 +48,7 @@ demo: cluster ## Fine-tune a small model on the embedded cluster and show base a
 	$(PY) tools/demo.py
 
 cluster: env ## Start the embedded cluster with S3, the base model and the operator, and leave it running
+	@rm -f .olivine/temporary
 	$(PY) -m devcluster up
 
 cluster-down: ## Stop the embedded cluster and remove every trace of it

@@ -6,17 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import obstore
-from obstore.store import S3Store
-
 from devcluster import wheels
 from devcluster.cache import Recipe
-from devcluster.console import DevclusterError, say
+from devcluster.console import DevclusterError
 from devcluster.paths import CHECKOUT
-from devcluster.s3 import Access
 from devcluster.shell import run
 
-BUCKET, PREFIX = "models", "smollm2-135m-instruct"
 _FILES = "model"
 _CARD = """---
 license: apache-2.0
@@ -40,27 +35,6 @@ def base_model() -> Recipe:
 def files(folder: Path) -> list[Path]:
     """The model's files in the recipe's folder."""
     return sorted((folder / _FILES).iterdir())
-
-
-def upload(access: Access) -> None:
-    """Puts the model into its bucket, unless the same files are there."""
-    paths = files(base_model().build())
-    store = S3Store(
-        BUCKET,
-        prefix=PREFIX,
-        endpoint=access.endpoint,
-        access_key_id=access.key,
-        secret_access_key=access.secret,
-        region=access.region,
-        client_options={"allow_http": True},
-    )
-    there = {item["path"]: item["size"] for batch in obstore.list(store) for item in batch}
-    missing = [path for path in paths if there.get(path.name) != path.stat().st_size]
-    if missing:
-        say(f"uploading the base model to s3://{BUCKET}/{PREFIX}")
-    # The configuration goes last: who finds it finds a whole model.
-    for path in sorted(missing, key=lambda path: path.name == "config.json"):
-        obstore.put(store, path.name, path)
 
 
 def _make(folder: Path, log: Path) -> None:

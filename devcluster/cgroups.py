@@ -16,11 +16,11 @@ def create(name: str) -> None:
     for hierarchy in _hierarchies():
         group = hierarchy / name
         group.mkdir(exist_ok=True)
-        # A cpuset is born without processors and memory in v1, and nothing may enter it so.
+        # A cpuset is born without processors and memory in v1, and nothing may enter it so. (v2's root has no such files.)
         for setting in ("cpuset.mems", "cpuset.cpus"):
-            file = group / setting
-            if file.exists() and not file.read_text().strip():
-                file.write_text((hierarchy / setting).read_text())
+            file, above = group / setting, hierarchy / setting
+            if file.exists() and above.exists() and not file.read_text().strip():
+                file.write_text(above.read_text())
         offered = hierarchy / "cgroup.controllers"
         if offered.exists():
             names = [item for item in _V2_CONTROLLERS if item in offered.read_text().split()]

@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace, state: State) -> int:
         case "stop-s3":
             s3.stop(lifecycle.require(state))
         case "start-s3":
-            _start_s3(state)
+            lifecycle.start_s3(state, lifecycle.require(state))
         case unknown:
             raise AssertionError(unknown)
     return 0
@@ -86,13 +86,6 @@ def _up(state: State, options: argparse.Namespace) -> None:
     else:
         lifecycle.up(state, with_operator=not options.no_operator)
     print(f"export KUBECONFIG={shlex.quote(str(state.kubeconfig))} PATH={shlex.quote(str(state.bin))}:$PATH")
-
-
-def _start_s3(state: State) -> None:
-    slot = lifecycle.require(state)
-    daemon = processes.recorded(slot.processes).get(s3.NAME)
-    if daemon is None or not daemon.alive():
-        s3.start(state, slot, s3.Access.read(state))
 
 
 def _status(state: State) -> int:

@@ -1,6 +1,7 @@
 """What every cluster holds before anybody uses it: namespaces, the store's Secret, and the environment as a volume."""
 
 from devcluster.api import ApiClient, Json
+from devcluster.console import DevclusterError
 from devcluster.paths import ENVIRONMENT
 from devcluster.processes import wait_until
 from devcluster.s3 import Access
@@ -22,13 +23,15 @@ def grant(api: ApiClient, slot: Slot, access: Access, namespace: str) -> None:
         "metadata": {"name": SECRET, "namespace": namespace},
         "stringData": access.env(),
     }
-    api.apply(_namespace(namespace), secret, *_environment(slot, namespace))
+    api.apply(_namespace(namespace), secret)
+    api.apply(*_environment(api, slot, namespace))
     _wait(api, namespace)
 
 
 def prepare_operator(api: ApiClient, slot: Slot) -> None:
     """Makes the operator's namespace, with the environment and without the store's Secret."""
-    api.apply(_namespace(OPERATOR_NAMESPACE), *_environment(slot, OPERATOR_NAMESPACE))
+    api.apply(_namespace(OPERATOR_NAMESPACE))
+    api.apply(*_environment(api, slot, OPERATOR_NAMESPACE))
     _wait(api, OPERATOR_NAMESPACE)
 
 
@@ -46,9 +49,15 @@ def _namespace(name: str) -> Json:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def _environment(slot: Slot, namespace: str) -> list[Json]:
+def _environment(api: ApiClient, slot: Slot, namespace: str) -> list[Json]:
     """A volume over the checkout's Python environment: `restricted` forbids hostPath, but not a claim."""
-    name = f"{ENVIRONMENT_CLAIM}-{namespace}"
+    owner = api.get(f"/api/v1/namespaces/{namespace}")
+    if owner is None:
+        raise DevclusterError(f"namespace {namespace} was deleted while it was prepared")
+    uid: str = owner["metadata"]["uid"]
+    # A volume keeps the claim that it was bound to: a namespace that is made again needs another, and the old one goes with its own.
+    name = f"{ENVIRONMENT_CLAIM}-{namespace}-{uid[:8]}"
+    goes_with = {"apiVersion": "v1", "kind": "Namespace", "name": namespace, "uid": uid}
     common = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
     here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [slot.name]}
     volume = {
@@ -61,7 +70,12 @@ def _environment(slot: Slot, namespace: str) -> list[Json]:
     }
     claim = {**common, "volumeName": name, "resources": {"requests": {"storage": _SIZE}}}
     return [
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name, "ownerReferences": [goes_with]},
+            "spec": volume,
+        },
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",

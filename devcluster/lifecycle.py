@@ -1,11 +1,11 @@
 """Brings a cluster up and takes it down, from whatever state it is found in."""
 
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from devcluster import (
-    basemodel,
     cgroups,
     contents,
     controlplane,
@@ -15,6 +15,7 @@ from devcluster import (
     machine,
     network,
     node,
+    objects,
     processes,
     release,
     s3,
@@ -31,6 +32,7 @@ from devcluster.slots import Slot
 
 _CORE = (controlplane.NAME, node.CONTAINERD, node.KUBELET, kubeproxy.NAME, dns.NAME)
 _BUSY = "another command works on this cluster; waiting for it"
+_PATIENCE_SECONDS = 60.0
 
 
 def up(state: State, *, with_operator: bool = True) -> None:
@@ -41,10 +43,9 @@ def up(state: State, *, with_operator: bool = True) -> None:
         if processes.recorded(state.processes):
             raise DevclusterError(f"a control plane alone runs in {state.root}: end it by `down`, or choose another --state")
         slot = slots.find(state.root)
-        if slot is not None and healthy(state, slot):
+        if slot is not None and _recovers(state, slot):
             say(f"cluster {slot.name} is up already")
-            if s3.NAME not in processes.recorded(slot.processes):
-                s3.start(state, slot, s3.Access.read(state))
+            start_s3(state, slot)
         else:
             if slot is not None:
                 say(f"cluster {slot.name} is not whole: it is taken down and started again")
@@ -54,10 +55,10 @@ def up(state: State, *, with_operator: bool = True) -> None:
                 _start(state, slot)
             except BaseException:
                 say("the start failed: what was started is taken down; the logs stay")
-                _remove(state, slot)
+                _remove(state, slot, keep_logs=True)
                 raise
         loaded = images.load(slot)
-        basemodel.upload(s3.Access.read(state))
+        objects.upload(s3.Access.read(state))
         if with_operator:
             release.install(state, loaded)
 
@@ -80,9 +81,12 @@ def up_control_plane(state: State) -> None:
 def down(state: State) -> None:
     """Removes every trace but the logs; a cluster that is not there is nothing to remove."""
     if not state.root.exists() and slots.find(state.root) is None:
+        slots.forget_dead()
         return
     with exclusive(state.lock, _BUSY):
         _remove(state, slots.find(state.root), keep_logs=True)
+        slots.forget_dead()
+        state.temporary.unlink(missing_ok=True)
         state.lock.unlink()
         if not any(state.root.iterdir()):
             state.root.rmdir()
@@ -90,10 +94,30 @@ def down(state: State) -> None:
 
 def healthy(state: State, slot: Slot) -> bool:
     """Whether every part lives and the API server and the node say that they are ready."""
-    daemons = processes.recorded(slot.processes)
-    alive = all(name in daemons and daemons[name].alive() for name in _CORE)
     api = api_client(state, slot)
-    return alive and state.kubeconfig.exists() and api.ready() and node.ready(api, slot)
+    return _alive(state, slot) and api.ready() and node.ready(api, slot)
+
+
+def _alive(state: State, slot: Slot) -> bool:
+    daemons = processes.recorded(slot.processes)
+    return state.kubeconfig.exists() and all(name in daemons and daemons[name].alive() for name in _CORE)
+
+
+def _recovers(state: State, slot: Slot) -> bool:
+    """Whether the cluster is healthy; one whose parts all live gets time: a machine that just woke up or is busy is slow to say so."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while _alive(state, slot) and time.monotonic() < deadline:
+        if healthy(state, slot):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def start_s3(state: State, slot: Slot) -> None:
+    """Starts the S3 server unless it runs."""
+    daemon = processes.recorded(slot.processes).get(s3.NAME)
+    if daemon is None or not daemon.alive():
+        s3.start(state, slot, s3.Access.read(state))
 
 
 def require(state: State) -> Slot:
@@ -152,8 +176,8 @@ def _start(state: State, slot: Slot) -> None:
 
     def store() -> None:
         s3.start(state, slot, access)
-        basemodel.upload(access)
-        say("the S3 server is ready and has the base model")
+        objects.upload(access)
+        say("the S3 server is ready and has the base model and the examples' rows")
 
     _together(control_plane, container_runtime, store)
     daemons = processes.recorded(slot.processes)

@@ -12,9 +12,12 @@ from devcluster.console import say
 @contextmanager
 def exclusive(path: Path, waiting: str = "") -> Generator[None]:
     """Holds the lock; prints `waiting` where somebody else has it. The kernel frees it when the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # the holder before us has just removed the folder
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

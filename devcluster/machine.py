@@ -6,6 +6,7 @@ from pathlib import Path
 
 from devcluster.console import DevclusterError, say
 from devcluster.paths import REGISTRY
+from devcluster.processes import write_whole
 from devcluster.shell import run
 
 # kubelet writes the first three; the others are those that it would write under other settings.
@@ -45,13 +46,15 @@ def remember() -> None:
         "made": [str(path) for path in made],
         "had_namespaces": _NAMESPACES.exists(),
     }
-    _NOTE.write_text(json.dumps(note, indent=1))
+    write_whole(_NOTE, json.dumps(note, indent=1))
     for path in made:
         path.mkdir()
 
 
 def restore() -> None:
-    """Puts back what `remember` noted."""
+    """Puts back what `remember` noted, and forgets it; without a note there is nothing to put back."""
+    if not _NOTE.exists():
+        return
     note = json.loads(_NOTE.read_text())
     for name, value in note["sysctls"].items():
         if _sysctl(name).read_text().strip() != value:
@@ -65,6 +68,7 @@ def restore() -> None:
         if _NAMESPACES.is_mount() or str(_NAMESPACES) in Path("/proc/self/mountinfo").read_text().split():
             run(["umount", _NAMESPACES])
         _NAMESPACES.rmdir()
+    _NOTE.unlink()
 
 
 def _sysctl(name: str) -> Path:

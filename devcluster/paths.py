@@ -66,6 +66,11 @@ class State:
         return self.data / "processes"
 
     @property
+    def temporary(self) -> Path:
+        """There while the cluster is a test run's, which takes it down at its end (tools/with_cluster.sh)."""
+        return self.root / "temporary"
+
+    @property
     def lock(self) -> Path:
         """Held while a command changes the cluster."""
         return self.root / "lock"

@@ -66,8 +66,15 @@ def start(name: str, argv: Sequence[str | Path], *, records: Path, log: Path, en
         setsid=True,
     )
     daemon = Daemon(name, pid, start_time(pid) or 0, _boot(), str(log))
-    (records / f"{name}.json").write_text(json.dumps(asdict(daemon)))
+    write_whole(records / f"{name}.json", json.dumps(asdict(daemon)))
     return daemon
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that nobody ever reads half of it."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def recorded(records: Path) -> dict[str, Daemon]:

@@ -48,10 +48,10 @@ def _make(suite: str, folder: Path, log: Path) -> None:
         )
     root = folder / "root"
     mirror = _mirror(suite)
-    run(
-        ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", suite, root, *([mirror] if mirror else [])],
-        log=log,
-    )
+    # What it mounts and starts must go with it, however it ends.
+    alone = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"]
+    words = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", suite, root, *([mirror] if mirror else [])]
+    run([*alone, *words], log=log)
     for name in _DROPPED:
         path = root / name
         if path.is_dir() and not path.is_symlink():

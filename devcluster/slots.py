@@ -13,6 +13,7 @@ from devcluster import machine
 from devcluster.console import DevclusterError
 from devcluster.locks import exclusive
 from devcluster.paths import REGISTRY
+from devcluster.processes import write_whole
 from devcluster.shell import run
 
 COUNT = 64
@@ -99,12 +100,13 @@ def claim(state: Path) -> Slot:
     with _locked():
         slots = _registered()
         if not slots:
+            machine.restore()  # one that was killed in the middle may have left its note
             machine.remember()
         # A namespace without a registration is a stranger's: leave it alone.
         named = {number for number in range(COUNT) if Slot(number).namespace.exists()}
         slot = choose({*slots, *named}, _routes())
         slot.run_dir.mkdir(mode=0o755, exist_ok=True)  # one that was killed here has left its folder
-        (slot.run_dir / "slot.json").write_text(json.dumps({"state": str(state)}))
+        write_whole(slot.run_dir / "slot.json", json.dumps({"state": str(state)}))
         return slot
 
 
@@ -120,6 +122,15 @@ def release(slot: Slot) -> None:
         if not _registered():
             machine.restore()
             shutil.rmtree(REGISTRY)
+
+
+def forget_dead() -> None:
+    """Puts the machine's settings back where no cluster is left to need them: a `release` was killed in the middle."""
+    if REGISTRY.exists() and os.geteuid() == 0:
+        with _locked():
+            if not _registered():
+                machine.restore()
+                shutil.rmtree(REGISTRY)
 
 
 @contextmanager

@@ -66,6 +66,8 @@ def unpack(wheel: Wheel, target: Path, log: Path) -> None:
             Path(sys.executable).parent / "uv",
             "pip",
             "install",
+            "--python",
+            sys.executable,
             "--no-deps",
             "--require-hashes",
             "--target",

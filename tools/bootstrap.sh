@@ -2,6 +2,9 @@
 # Makes .venv from requirements.lock: installs Debian packages that are missing, uv where it is missing, then the locked environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# uv would install into an environment that the shell has active.
+unset VIRTUAL_ENV CONDA_PREFIX UV_PYTHON UV_SYSTEM_PYTHON
+export PATH="$PATH:/usr/sbin:/sbin" # `su` may leave them out
 
 UV_VERSION=0.13.9
 CACHE=${OLIVINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}}/olivine
@@ -18,8 +21,9 @@ if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
     [ "$(id -u)" = 0 ] || { echo "missing Debian packages, install them as root: ${missing[*]}" >&2; exit 1; }
     echo "installing Debian packages: ${missing[*]}"
     apt-get -o DPkg::Lock::Timeout=600 update -qq
-    # A package's service would compete with the embedded cluster's own containerd.
-    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # The embedded cluster runs a containerd of its own: the package's service would only take memory.
+    if [[ " ${missing[*]} " == *" containerd "* && -d /run/systemd/system ]]; then systemctl disable --quiet --now containerd; fi
   fi
 fi
 
@@ -33,6 +37,6 @@ fi
 [ -x .venv/bin/python ] || "$UV" venv -q --python /usr/bin/python3 .venv
 echo "installing the locked environment into .venv (about 2 minutes the first time)"
 # Bytecode now, once: pods mount the environment read-only and would compile torch anew each.
-"$UV" pip sync -q --compile-bytecode --require-hashes --no-build requirements.lock
-"$UV" pip install -q --no-deps --no-build-isolation -e .
+"$UV" pip sync -q --python .venv/bin/python --compile-bytecode --require-hashes --no-build requirements.lock
+"$UV" pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
 touch .venv/.complete

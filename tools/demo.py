@@ -16,8 +16,6 @@ from olivine_api.status import FineTuneJobStatus, Phase, Progress
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".olivine"
 MANIFEST = ROOT / "examples" / "phrase-tone.yaml"
-DATA = ROOT / "examples" / "data" / "phrase-tone.jsonl"
-DATA_KEY = "data/phrase-tone.jsonl"
 BUCKET = "olivine"
 NAMESPACE, NAME = "team-a", "phrase-tone"
 
@@ -30,9 +28,6 @@ def main() -> int:
     """Runs the demo; returns 0 where the job succeeded."""
     started = time.monotonic()
     bucket = open_bucket(BUCKET)
-    bucket.put(DATA_KEY, DATA.read_bytes())
-    print(f"{DATA.relative_to(ROOT)} -> s3://{BUCKET}/{DATA_KEY}")
-
     kubectl("delete", "ftj", "-n", NAMESPACE, NAME, "--ignore-not-found", "--wait=true")
     print(f"$ kubectl apply -f {MANIFEST.relative_to(ROOT)}")
     print(kubectl("apply", "-f", str(MANIFEST)), end="")

@@ -6,12 +6,10 @@ cd "$(dirname "$0")/.."
 
 mkdir -p .olivine
 exec 9>.olivine/users.lock
-TEMPORARY=.olivine/temporary # there while the cluster is ours to take down
+TEMPORARY=.olivine/temporary # there while the cluster is ours to take down; `make cluster` and `make demo` remove it
 
-flock -x 9 # nobody else decides meanwhile whether the cluster is up
-if ! .venv/bin/python -m devcluster status >/dev/null 2>&1; then
-  touch "$TEMPORARY"
-fi
+flock -x 9 # nobody else decides meanwhile whose cluster it is
+[ -e .olivine/kubeconfig ] || touch "$TEMPORARY"
 leave() {
   if flock -n -x 9 && [ -e "$TEMPORARY" ]; then
     rm "$TEMPORARY"

@@ -1,8 +1,10 @@
-"""The embedded cluster runs real pods: what a trainer relies on is there. Three pods in all."""
+"""The embedded cluster runs real pods, and what a trainer relies on is there (three pods in all); it goes without a trace."""
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ import pytest
 
 from devcluster import images, lifecycle
 from devcluster.paths import DEFAULT_STATE, State
+from tests.support.cluster import ROOT
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -160,3 +164,51 @@ def test_memory_limit_ends_a_greedy_container_as_oom_killed(pods: None) -> None:
     kubectl("wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=30s", f"pod/{GROUP}-greedy")
     status = json.loads(kubectl("get", "pod", f"{GROUP}-greedy", "-o", "json"))["status"]
     assert status["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
+
+
+def devcluster(*words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "devcluster", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_namespace_that_is_made_again_can_be_granted_again() -> None:
+    """A volume stays bound to the claim of the namespace that is gone: the second grant waited for ever."""
+    for _ in range(2):
+        devcluster("grant", "devcluster-again")
+        kubectl("delete", "namespace", "devcluster-again", "--wait=true")
+
+
+def traces(state: Path) -> dict[str, list[str]]:
+    """What a cluster may leave on its machine, this session's own cluster included."""
+    settings = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
+    commands = [path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return {
+        "settings": [Path("/proc/sys", name).read_text() for name in settings],
+        "namespaces": sorted(path.name for path in Path("/run/netns").glob("*")),
+        "links": sorted(path.name for path in Path("/sys/class/net").glob("olv-*")),
+        "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob("**/olivine-*") if path.parent.name != path.name),
+        "mounts": sorted(line for line in Path("/proc/mounts").read_text().splitlines() if "olivine" in line),
+        "slots": sorted(path.name for path in Path("/run/olivine").glob("*")),
+        "processes": [command for command in commands if str(state) in command],
+        "files": [path.name for path in state.glob("*") if path.name != "log"],
+    }
+
+
+@pytest.mark.full
+def test_cluster_whose_start_was_killed_is_taken_down_without_a_trace(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    before = traces(state)
+    words = [sys.executable, "-m", "devcluster", "up", "--no-operator", "--state", str(state)]
+    starting = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        # kubelet is the last but two: by then there are mounts, cgroups and a network.
+        wait_for("kubelet is started", (state / "log" / "kubelet.log").exists, seconds=90)
+    finally:
+        starting.kill()
+        starting.wait()
+    assert traces(state) != before
+    for _ in range(2):
+        devcluster("down", "--state", str(state))
+        assert traces(state) == before
+    assert (state / "log" / "kubelet.log").exists(), "the logs stay"
+    shutil.rmtree(state)

@@ -27,12 +27,11 @@ TINY = "tests/tiny-llama"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A namespace of its own on the embedded cluster, with a tiny model and the example's rows in the store."""
+    """A namespace of its own on the embedded cluster, with a tiny model in the store."""
     subprocess.run([sys.executable, "-m", "devcluster", "grant", NAMESPACE], cwd=ROOT, check=True)
     folder = make_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
     for file in folder.iterdir():
         s3("models").put(f"{TINY}/{file.name}", file.read_bytes())
-    s3("olivine").put("data/phrase-tone.jsonl", (ROOT / "examples/data/phrase-tone.jsonl").read_bytes())
     cluster = Cluster(NAMESPACE)
     yield cluster
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=true")

@@ -2,12 +2,14 @@
 
 import ipaddress
 import os
+import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from devcluster import oci, processes, slots
+from devcluster import cgroups, locks, machine, oci, processes, slots
 from devcluster.cache import Recipe, digest
 from devcluster.console import DevclusterError
 
@@ -89,3 +91,56 @@ def test_layer_is_the_same_each_time_and_carries_no_set_user_id(tmp_path: Path) 
     assert oci.write_layer(root, tmp_path / "two.tar").digest == first.digest
     with tarfile.open(first.path) as layer:
         assert layer.getmember("bin/su").mode == 0o755
+
+
+def test_lock_is_had_though_its_holder_removes_the_folder(tmp_path: Path) -> None:
+    """`down` of a machine's last cluster removes what `up` of another one waits for."""
+    path = tmp_path / "registry" / "lock"
+    with ThreadPoolExecutor(1) as pool:
+        with locks.exclusive(path):
+            waiting = pool.submit(_take, path)
+            shutil.rmtree(path.parent)
+        assert waiting.result(timeout=10)
+
+
+def _take(path: Path) -> bool:
+    with locks.exclusive(path):
+        return path.exists()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine's settings in a folder; the note goes beside it."""
+    folder = tmp_path / "sys"
+    (folder / "kernel").mkdir(parents=True)
+    (folder / "kernel" / "panic").write_text("0\n")
+    monkeypatch.setattr(machine, "_sysctl", lambda name: folder / name)
+    monkeypatch.setattr(machine, "_NOTE", tmp_path / "machine.json")
+    monkeypatch.setattr(machine, "MOUNT_POINTS", (tmp_path / "made", tmp_path / "used"))
+    monkeypatch.setattr(machine, "_NAMESPACES", tmp_path / "netns")
+    return folder
+
+
+def test_machine_is_as_before_when_its_last_cluster_has_gone(tmp_path: Path, settings: Path) -> None:
+    machine.remember()
+    (settings / "kernel" / "panic").write_text("10\n")
+    (tmp_path / "used" / "somebodys").write_text("")
+    (tmp_path / "netns").mkdir()
+    machine.restore()
+    assert (settings / "kernel" / "panic").read_text().strip() == "0"
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "netns").exists()
+    assert (tmp_path / "used" / "somebodys").exists(), "what is in use stays"
+    machine.restore()  # nothing is noted any more
+
+
+@pytest.mark.parametrize("born", ["", "0-1\n"])
+def test_cgroup_is_made_in_v2_whose_root_has_no_cpuset_files(born: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory\n")
+    group = tmp_path / "olivine-9"
+    group.mkdir()
+    (group / "cpuset.cpus").write_text(born)
+    monkeypatch.setattr(cgroups, "_hierarchies", lambda: [tmp_path])
+    cgroups.create("olivine-9")
+    assert (group / "cgroup.subtree_control").read_text() == "+cpuset +cpu +memory"
+    assert (group / "cpuset.cpus").read_text() == born
