@@ -1,7 +1,10 @@
 """What must not end a run, or not as the user's fault: exhausted memory, failing disks, writes that are only convenient."""
 
+import contextlib
 import errno
 import math
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +20,11 @@ from olivine_trainer.errors import (
     SupersededError,
     TrainerError,
 )
+from olivine_trainer.loop.stop import AskedToGo, StopFlag
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.records import RunRecords
+from tests.support.models import VOCABULARY
 from tests.unit.trainer.support import kill_in_step, local_store, make_job, run_job, tone_rows, write_rows
 
 
@@ -59,6 +64,62 @@ def test_the_machines_faults_are_not_the_models(
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
     with pytest.raises(expected):
         loading.load_model(tmp_path, "s3://models/x", torch.float32)
+
+
+def _copied(model: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """The model with its tensors changed."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_model_without_all_of_its_weights_is_not_filled_up_with_random_ones(tmp_path: Path, tiny_model: Path) -> None:
+    import torch
+
+    from olivine_trainer.modeling.loading import load_model
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = _copied(tiny_model, tmp_path / "broken", lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelError, match=rf"lack 1 tensors of a LlamaForCausalLM, e\.g\. {name}"):
+        load_model(broken, "s3://models/broken", torch.float32)
+
+
+def test_a_tokenizer_that_makes_tokens_unknown_to_the_model_is_told(tmp_path: Path, tiny_model: Path, rows: Path) -> None:
+    """A token was added, the embeddings were not resized: it ended as an index error, again and again."""
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    # Up to the last token that the model knows, and one beyond.
+    tokenizer.add_tokens([f"[{number}]" for number in range(VOCABULARY - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(model)
+    job = make_job(model, rows, f"file://{tmp_path}/runs", training__maxSteps=2)
+    run_job(job, tmp_path / "scratch")  # padding is masked: any known token does
+    tokenizer.add_tokens(["ha ha"])
+    tokenizer.save_pretrained(model)
+    job = make_job(model, rows, f"file://{tmp_path}/other", training__maxSteps=2)
+    with pytest.raises(ModelError, match=r"makes token 321, but the model knows 320 tokens"):
+        run_job(job, tmp_path / "scratch")
+
+
+def test_sigterm_before_training_is_not_swallowed_by_a_library() -> None:
+    def merge_weights() -> None:
+        with contextlib.suppress(Exception):  # as transformers does
+            signal.raise_signal(signal.SIGTERM)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        StopFlag().install()
+        with pytest.raises(AskedToGo):
+            merge_weights()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_sources_that_changed_end_the_run(tmp_path: Path) -> None:

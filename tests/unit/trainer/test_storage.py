@@ -85,7 +85,7 @@ def test_racing_pods_get_different_attempts(store: Store) -> None:
 def test_a_store_without_conditional_writes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = local_store(tmp_path)
     # What a store does that ignores If-None-Match: it writes.
-    monkeypatch.setattr(store, "put_if_absent", lambda key, data: (store.put(key, data), True)[1])
+    monkeypatch.setattr(store, "put_if_absent", lambda key, data, **_: (store.put(key, data), True)[1])
     with pytest.raises(ConfigurationError, match="ignores conditional writes") as caught:
         take_attempt(store)
     assert caught.value.reason is Reason.STORAGE_UNSUPPORTED
@@ -140,6 +140,72 @@ def test_a_lost_answer_does_not_lose_the_race(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(obstore, "put", put)
     assert store.put_if_absent("once", b"mine")
     assert not store.put_if_absent("once", b"other")
+
+
+def test_a_lost_answer_is_no_proof_against_a_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe writes the content that stands there already: one hiccup ended the job as the user's fault."""
+    import obstore
+
+    real_put: Callable[..., Any] = obstore.put
+    failed: set[str] = set()
+
+    def put(*arguments: Any, **options: Any) -> Any:
+        mode = str(options.get("mode"))
+        if mode not in failed:
+            failed.add(mode)
+            raise obstore.exceptions.GenericError("connection reset")
+        return real_put(*arguments, **options)
+
+    store.put("head", b"mine")
+    monkeypatch.setattr(store, "_delays", (0.0,))
+    monkeypatch.setattr(obstore, "put", put)
+    store.require_conditional_writes("head", b"mine")
+    assert failed
+
+
+def test_a_large_download_goes_on_where_it_was_cut_off(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    content = bytes(range(256)) * 10
+    store.put("large", content)
+    store.put("empty", b"")
+    real_get: Callable[..., Any] = obstore.get
+    asked: list[tuple[int, int]] = []
+
+    def get(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["options"]["range"])
+        if len(asked) == 2:
+            raise obstore.exceptions.GenericError("connection reset")
+        return real_get(*arguments, **options)
+
+    monkeypatch.setattr("olivine_trainer.storage.store.PIECE", 1000)
+    monkeypatch.setattr(store, "_delays", (0.0,))
+    monkeypatch.setattr(obstore, "get", get)
+    assert store.get_to_file("large", tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == content
+    assert asked == [(0, 1000), (1000, 2000), (1000, 2000), (2000, 2560)]
+    assert store.get_to_file("empty", tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == b""
+
+
+def test_an_object_that_changes_while_it_is_read_is_not_mixed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import obstore
+
+    store.put("rows", b"a" * 2000)
+    real_get: Callable[..., Any] = obstore.get
+
+    def get(*arguments: Any, **options: Any) -> Any:
+        if options["options"]["range"][0]:
+            monkeypatch.setattr(obstore, "get", real_get)
+            store.put("rows", b"b" * 2001)
+        return real_get(*arguments, **options)
+
+    monkeypatch.setattr("olivine_trainer.storage.store.PIECE", 1000)
+    monkeypatch.setattr(obstore, "get", get)
+    with pytest.raises(StorageUnavailableError, match="reading rows failed"):
+        store.get_to_file("rows", tmp_path / "here")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +320,30 @@ def test_a_model_folder_comes_from_s3(s3: Any, tmp_path: Path) -> None:
         DataError, match=r"data.train.uri s3://bucket/model/row.jsonl does not exist; beside it there are: config.json"
     ):
         fetch_rows_file(Store(s3.access("s3://bucket/model", role="train")), "row.jsonl", tmp_path)
+
+
+def test_what_is_not_there_is_told_without_a_walk_through_the_tree(tmp_path: Path) -> None:
+    """A typo in a bucket of millions of objects took many minutes; a folder that cannot be walked became the platform's fault."""
+    store = local_store(tmp_path, "train")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path / "deep", target_is_directory=True)
+    (tmp_path / "rows.jsonl").write_text("")
+    assert ([item.key for item in store.list_here().objects], store.list_here().folders) == (["rows.jsonl"], ["deep"])
+    with pytest.raises(DataError, match=r"row\.jsonl does not exist; beside it there are: rows\.jsonl"):
+        fetch_rows_file(store, "row.jsonl", tmp_path)
+
+
+def test_a_file_that_the_trainer_may_not_read_is_the_users_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
+    monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, whom nothing is refused
+    with pytest.raises(DataError, match=r"data\.train\.uri: .*config\.json cannot be read by the trainer, which runs as user"):
+        fetch_rows_file(local_store(tmp_path, "train"), "config.json", tmp_path)
+    with pytest.raises(ModelError, match=r"model\.uri: .*config\.json cannot be read"):
+        fetch_model(local_store(tmp_path, "model"), tmp_path / "here")
 
 
 def _spec(**changes: Any) -> Any:

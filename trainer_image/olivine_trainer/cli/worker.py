@@ -13,7 +13,7 @@ from olivine_trainer.errors import InterruptedRunError, OutOfMemoryError, Supers
 from olivine_trainer.faults import is_out_of_memory
 from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import claim_run, fetch_sources, open_run
-from olivine_trainer.loop.stop import StopFlag
+from olivine_trainer.loop.stop import AskedToGo, StopFlag
 from olivine_trainer.reporting.board import Board, WorkerFiles
 from olivine_trainer.reporting.logs import LOGGER, fail, log, set_up_logging, warn
 from olivine_trainer.reporting.termination import shorten
@@ -35,6 +35,8 @@ def work(folder: Path) -> int:
         published = _run(job, folder, board, stop)
     except TrainerError as error:
         return _end(files, board, error)
+    except AskedToGo:
+        return _end(files, board, InterruptedRunError("the pod was asked to go (SIGTERM) before training began: nothing is lost"))
     except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor must learn of it)
         if (memory := _as_out_of_memory(error, board)) is not None:
             return _end(files, board, memory)

@@ -6,6 +6,10 @@ from types import FrameType
 from olivine_trainer.errors import InterruptedRunError
 
 
+class AskedToGo(BaseException):
+    """SIGTERM at a moment when the run may end at once. Libraries that swallow every Exception let it through."""
+
+
 class StopFlag:
     """Whether the platform wants the pod back."""
 
@@ -14,7 +18,7 @@ class StopFlag:
         self._at_once = False
 
     def install(self) -> None:
-        """Take over SIGTERM and SIGINT; until `defer` is called the run ends at once."""
+        """Take over SIGTERM and SIGINT; until `defer` is called they raise AskedToGo."""
         self._at_once = True
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -32,4 +36,4 @@ class StopFlag:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         first, self.requested = not self.requested, True
         if first and self._at_once:
-            raise InterruptedRunError("the pod was asked to go (SIGTERM) before training began: nothing is lost")
+            raise AskedToGo

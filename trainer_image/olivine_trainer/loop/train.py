@@ -20,7 +20,7 @@ from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel, Stage
 from olivine_trainer.data.batches import total_steps
 from olivine_trainer.data.prepare import Prepared, prepare_examples
-from olivine_trainer.errors import ConfigurationError, InterruptedRunError
+from olivine_trainer.errors import ConfigurationError, InterruptedRunError, ModelError
 from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated, Evaluator, metrics_of
 from olivine_trainer.evaluation.loss import Tick
 from olivine_trainer.job import Job
@@ -31,7 +31,7 @@ from olivine_trainer.loop.state import Progressed, RandomState, capture_random, 
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tolerance import tolerated
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
-from olivine_trainer.modeling.loading import load_model, load_tokenizer, with_generation_stops
+from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
 from olivine_trainer.modeling.precision import resolve_precision
 from olivine_trainer.reporting.board import Board, finite
 from olivine_trainer.reporting.logs import log, warn
@@ -89,9 +89,10 @@ def _set_up(job: Job, claim: Claim, sources: Sources, *, board: Board, stop: Sto
     tokenizer = load_tokenizer(sources.model.folder, uri)
     base = load_model(sources.model.folder, uri, precision.base_dtype)
     stop.check()
-    tokenizer = with_generation_stops(tokenizer, base)
+    tokenizer = fitted_to(base, tokenizer)
     data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
     _check_positions(data, base.config, spec.data.max_length)
+    _check_tokens(data, embeddings(base), uri)
     parameters = base.num_parameters()
     steps = total_steps(
         spec.training.max_steps,
@@ -274,6 +275,16 @@ def _check_positions(data: Prepared, config: object, max_length: int) -> None:
         raise ConfigurationError(
             Reason.ROW_TOO_LONG,
             f"data.maxLength {max_length} lets rows of {longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
+        )
+
+
+def _check_tokens(data: Prepared, known: int, uri: str) -> None:
+    largest = max(int(example.ids.max()) for example in (*data.train, *data.validation))
+    if largest >= known:
+        raise ModelError(
+            Reason.MODEL_UNSUPPORTED,
+            f"the tokenizer of model.uri {uri} makes token {largest}, but the model knows {known} tokens (0 to {known - 1}):"
+            " resize the model's embeddings to the tokenizer, or take the tokenizer that belongs to it",
         )
 
 

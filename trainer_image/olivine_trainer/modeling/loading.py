@@ -55,24 +55,40 @@ def load_model(folder: Path, uri: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`, frozen, with its own code only. Raises ModelError where transformers knows no such causal model."""
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
         _raise_platform_fault(error, uri)
         raise ModelError(
             Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {_first_line(error)}"
         ) from None
+    model, report = loaded
+    # transformers fills in random numbers, other ones each time.
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            Reason.MODEL_UNSUPPORTED,
+            f"the weights of model.uri {uri} lack {len(missing)} tensors of a {type(model).__name__}, e.g. {missing[0]}:"
+            " it must be a whole causal language model",
+        )
     model.requires_grad_(False)
     model.config.use_cache = False
     return model
 
 
-def with_generation_stops(tokenizer: Tokenizer, model: PreTrainedModel) -> Tokenizer:
-    """The tokenizer, its stop tokens completed by the model's generation settings."""
+def fitted_to(model: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, its stop tokens completed by the model's generation settings, its PAD token one that the model knows."""
+    if tokenizer.pad_id >= embeddings(model):
+        tokenizer.backend.pad_token = tokenizer.backend.eos_token  # always masked: any known one will do
     more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [more] if isinstance(more, int) else list(more or [])
     return Tokenizer(backend=tokenizer.backend, stop_ids=tokenizer.stop_ids | frozenset(int(one) for one in ids))
+
+
+def embeddings(model: PreTrainedModel) -> int:
+    """How many tokens the model knows."""
+    table: Any = model.get_input_embeddings()
+    return int(table.weight.shape[0])
 
 
 def _raise_platform_fault(error: Exception, uri: str) -> None:

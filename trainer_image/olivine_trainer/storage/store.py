@@ -24,7 +24,10 @@ Result = TypeVar("Result")
 
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of one request
 _HURRIED_TRIES = 3  # of one request once the pod is to go: the grace must suffice for a whole checkpoint
-_CHUNK = 8 << 20  # bytes of one piece of a download
+PIECE = 8 << 20  # bytes of one request of a download: what is large must not start over from its first byte
+# One request with its body (uploads go in pieces, too): a store that is silent for longer is tried again.
+_REQUEST_SECONDS = 60
+_HASTY_SECONDS = 5  # for what is convenient, not needed
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,14 @@ class ObjectInfo:
 
     key: str
     size: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder's own objects, and the names of the folders in it."""
+
+    objects: list[ObjectInfo]
+    folders: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,14 @@ class Store:
         if access.scheme == "file":
             self._folder = Path(access.uri.removeprefix("file://"))
             self._store: LocalStore | S3Store = LocalStore()
+            self._hasty = self._store
             self._root = str(self._folder).strip("/")
         else:
             bucket, _, prefix = access.uri.removeprefix("s3://").partition("/")
             self._root = prefix.strip("/")
             try:
-                self._store = _s3(access, bucket)
+                self._store = _s3(access, bucket, seconds=_REQUEST_SECONDS)
+                self._hasty = _s3(access, bucket, seconds=_HASTY_SECONDS)
             except (ValueError, obs.BaseError) as error:
                 raise _unusable(self.place, error, ca=access.ca_bundle) from None
 
@@ -91,10 +104,11 @@ class Store:
         return child
 
     def once(self) -> "Store":
-        """The same store without further tries: for what is convenient, not needed."""
+        """The same store with one short try: for what is convenient, not needed."""
         child = object.__new__(Store)
         child.__dict__.update(self.__dict__)
         child._delays = ()
+        child._store = self._hasty
         return child
 
     def grant(self) -> None:
@@ -120,31 +134,39 @@ class Store:
         return self._tried(read, f"reading {key}")
 
     def get_to_file(self, key: str, target: Path) -> bool:
-        """Write the object to a file in pieces; False where there is none."""
+        """Write the object to a file, in pieces that are tried one by one; False where there is none."""
 
-        def read() -> bool:
+        def look() -> Any:
             try:
-                found = obstore.get(self._store, self._path(key))
-            except FileNotFoundError as error:
-                if is_missing_bucket(error):
-                    raise
-                return False
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                for piece in found.stream(min_chunk_size=_CHUNK):
-                    file.write(memoryview(piece))
-            return True
+                return obstore.head(self._store, self._path(key))
+            except FileNotFoundError:
+                return None
 
-        return self._tried(read, f"reading {key}")
+        meta = self._tried(look, f"reading {key}")
+        if meta is None:
+            self.get(key)  # raises where the bucket is missing: the answer to a HEAD does not tell
+            return False
+        size, etag = int(meta["size"]), meta["e_tag"]
+
+        def read(start: int) -> memoryview:
+            options: dict[str, Any] = {"range": (start, min(size, start + PIECE))} | ({"if_match": etag} if etag else {})
+            found = obstore.get(self._store, self._path(key), options=options)  # pyright: ignore[reportArgumentType]
+            return memoryview(found.bytes())
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for start in range(0, size, PIECE):
+                file.write(self._tried(lambda start=start: read(start), f"reading {key}"))
+        return True
 
     def put(self, key: str, data: bytes | Path) -> None:
         """Write, whatever stands there."""
         self._tried(lambda: obstore.put(self._store, self._path(key), data), f"writing {key}")
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes, *, recognise: bool = True) -> bool:
         """Create the object; False where another one stands there already.
 
-        A try whose answer was lost may have created it: content equal to our own then counts as ours.
+        A try whose answer was lost may have created it: content equal to our own then counts as ours, unless `recognise` is off.
         """
         tries = 0
 
@@ -154,13 +176,13 @@ class Store:
             try:
                 obstore.put(self._store, self._path(key), data, mode="create", use_multipart=False)
             except (obs.AlreadyExistsError, obs.PreconditionError):
-                return tries > 1 and self._holds(key, data)
+                return recognise and tries > 1 and self._holds(key, data)
             return True
 
         return self._tried(create, f"creating {key}")
 
-    def put_if_match(self, key: str, data: bytes, etag: str) -> bool:
-        """Replace the object where its tag is still `etag`; False where somebody else was faster."""
+    def put_if_match(self, key: str, data: bytes, etag: str, *, recognise: bool = True) -> bool:
+        """Replace the object where its tag is still `etag`; False where somebody else was faster. `recognise` as above."""
         tries = 0
 
         def replace() -> bool:
@@ -173,10 +195,23 @@ class Store:
             except (obs.PreconditionError, FileNotFoundError) as error:
                 if is_missing_bucket(error):
                     raise
-                return tries > 1 and self._holds(key, data)
+                return recognise and tries > 1 and self._holds(key, data)
             return True
 
         return self._tried(replace, f"replacing {key}")
+
+    def list_here(self) -> Listing:
+        """What lies in this very folder, sorted; what is deeper is not walked through."""
+
+        def read() -> Listing:
+            found = obstore.list_with_delimiter(self._store, self._root or None)
+            objects = (ObjectInfo(key=self._relative(item["path"]), size=item["size"]) for item in found["objects"])
+            return Listing(
+                objects=sorted((item for item in objects if not _is_internal(item.key)), key=lambda item: item.key),
+                folders=sorted(self._relative(path) for path in found["common_prefixes"]),
+            )
+
+        return self._tried(read, "listing the folder")
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects below a folder, sorted by key."""
@@ -202,8 +237,9 @@ class Store:
         `key` must exist with exactly this content: a store that fails the test is left as it was.
         """
         try:
-            created = self.put_if_absent(key, data)
-            replaced = self.put_if_match(key, data, '"00000000000000000000000000000000"')
+            # The content is the same: after a lost answer it would be taken for a write of our own.
+            created = self.put_if_absent(key, data, recognise=False)
+            replaced = self.put_if_match(key, data, '"00000000000000000000000000000000"', recognise=False)
         except _NotSupportedError:
             created = replaced = True
         if created or replaced:
@@ -277,10 +313,10 @@ def _is_internal(key: str) -> bool:
     return key.rpartition("/")[2].startswith(".lock-")
 
 
-def _s3(access: Access, bucket: str) -> S3Store:
+def _s3(access: Access, bucket: str, *, seconds: int) -> S3Store:
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "timeout": timedelta(seconds=300),
+        "timeout": timedelta(seconds=seconds),
         "allow_http": bool(access.endpoint and access.endpoint.startswith("http://")),
     }
     if access.ca_bundle:
