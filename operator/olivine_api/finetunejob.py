@@ -373,6 +373,11 @@ class FineTuneJobSpec(ApiModel):
             message="evaluation.everySteps needs data.validation or data.validationFraction: there are no rows to evaluate on",
         ),
         Rule(
+            cel="!has(self.evaluation.metrics) || has(self.data.validation) || has(self.data.validationFraction)",
+            holds=lambda s: s.evaluation.metrics is None or s.data.validation is not None or s.data.validation_fraction is not None,
+            message="evaluation.metrics needs data.validation or data.validationFraction: there are no rows to measure on",
+        ),
+        Rule(
             cel="!(self.suspend && self.cancel)",
             holds=lambda s: not (s.suspend and s.cancel),
             message="suspend and cancel exclude each other: cancel ends the job for good",

@@ -10,6 +10,7 @@ from olivine_api.base import StatusModel
 from olivine_api.exit_codes import Category
 
 Message = Annotated[str, StringConstraints(max_length=1024)]
+ReasonText = Annotated[str, StringConstraints(max_length=128)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 StorageUri = Annotated[str, StringConstraints(max_length=2048)]
 Digest = Annotated[str, StringConstraints(max_length=128)]
@@ -49,7 +50,7 @@ class Condition(StatusModel):
 
     type: ShortText
     status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, StringConstraints(max_length=128)]
+    reason: ReasonText
     message: Message = ""
     observed_generation: int | None = None
     last_transition_time: datetime
@@ -158,7 +159,7 @@ class Failure(StatusModel):
     """The last failure."""
 
     category: Category
-    reason: ShortText
+    reason: ReasonText
     message: Message
     at: datetime | None = None
     step: int | None = None
@@ -199,7 +200,7 @@ class TerminationMessage(StatusModel):
 
     category: Category | None = None
     """Absent where the pod ended well."""
-    reason: ShortText
+    reason: ReasonText
     message: Message
     step: int | None = None
     snapshot: Snapshot | None = None

@@ -26,6 +26,9 @@ def main() -> int:
     except (ApiError, NotInSyncError) as error:
         log.error("%s", error)
         return 1
+    except Exception:
+        log.exception("the operator ends")
+        return 1
     return 0
 
 

@@ -71,6 +71,8 @@ def test_an_incident_is_counted_once_whatever_happens_to_the_operator(ns: Namesp
     assert status.last_failure is not None
     assert (status.last_failure.category, status.last_failure.reason) == (Category.INFRASTRUCTURE, "OutOfMemory")
 
+    # An Event follows the status that it tells of.
+    wait_for("the Event", lambda: [e for e in ns.events("shaky") if e["reason"] == "Restarting"], seconds=5)
     told = len(ns.events("shaky"))
     version = ns.raw("shaky")["metadata"]["resourceVersion"]
     operator.stop()
@@ -124,6 +126,8 @@ def test_an_operator_that_was_killed_catches_up(ns: Namespace, operator: Operato
     pod = ns.wait_pod("alone")
     ns.pod_runs(pod)
     ns.wait_phase("alone", Phase.RUNNING)
+    # An Event follows the status that it tells of.
+    wait_for("the Event", lambda: [e for e in ns.events("alone") if e["reason"] == "PodRunning"], seconds=5)
     operator.stop(signal.SIGKILL)
     ns.pod_ends(pod, 0, {"reason": "Completed", "message": "done", "snapshot": FINAL})
     wait_for(

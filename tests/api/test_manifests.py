@@ -44,6 +44,10 @@ WRONG: dict[str, tuple[Json, str]] = {
         "metric accuracy needs",
     ),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
+    "metrics without rows": (
+        {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
+        "no rows to measure on",
+    ),
     "suspend and cancel": ({"suspend": True, "cancel": True}, "exclude each other"),
     "rank of zero": ({"method.lora.rank": 0}, "rank"),
     "secret with a wrong name": ({"storage.secretRef": {"name": "My_Secret"}}, "name"),

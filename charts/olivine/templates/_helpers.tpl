@@ -12,11 +12,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{/* Cluster-wide objects carry the namespace, so that two releases do not share them. */}}
-{{- define "olivine.clusterName" -}}
-{{ printf "olivine-operator-%s" .Release.Namespace | trunc 63 | trimSuffix "-" }}
-{{- end }}
-
 {{- define "olivine.image" -}}
 {{ printf "%s:%s" .image.repository (.image.tag | default .version) }}
 {{- end }}

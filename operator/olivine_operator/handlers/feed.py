@@ -1,5 +1,6 @@
 """What is seen of an object goes into the cache; what is news there asks for a look at the FineTuneJob it belongs to."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,19 @@ class Feed:
         )
         self._memory = memory
         self._ask = ask
+        self._told: Counter[Kind] = Counter()
+
+    def hear(self, watched: Watched, kind: str | None, raw: Raw) -> None:
+        """An event of the watch."""
+        self._told[watched.kind] += 1
+        if kind == "DELETED":
+            self.gone(watched, raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
+        else:
+            self.see(watched, raw)
+
+    def told(self, watched: Watched) -> int:
+        """How many events the watch of a kind has told so far: a dead one tells no more."""
+        return self._told[watched.kind]
 
     def see(self, watched: Watched, raw: Raw) -> bool:
         """An object as it is now; returns whether that is news."""

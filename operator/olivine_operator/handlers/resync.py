@@ -6,10 +6,11 @@ kopf tells of no deletion that it missed, and a watch may be dead without anybod
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from olivine_api import names
 from olivine_operator.handlers.feed import Feed, Watched
-from olivine_operator.runtime.api import ApiError, KubeApi
+from olivine_operator.runtime.api import ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import newer
 from olivine_operator.runtime.metrics import Metrics
 
@@ -17,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0
 _LAG_SECONDS = 5.0
+_CRD_SECONDS = 2.0
 # After a listing that found a watch behind, the next one comes soon.
 _SUSPICIOUS_SECONDS = 30.0
 _MISSED_LISTINGS = 3
@@ -24,6 +26,14 @@ _MISSED_LISTINGS = 3
 
 class NotInSyncError(Exception):
     """The watches did not deliver what a listing shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Behind:
+    """A watch that missed something: how many times in a row, and how many events it had told by the last time."""
+
+    times: int
+    told: int
 
 
 class Resync:
@@ -36,12 +46,12 @@ class Resync:
         self._every = every_seconds
         self._clock = clock
         self._listed_at = clock()
-        self._behind: dict[str, int] = {}
+        self._behind: dict[Kind, _Behind] = {}
         self.synced = False
 
     def trouble(self) -> str | None:
         """Why the operator should be started anew."""
-        dead = [kind for kind, times in self._behind.items() if times >= 2]
+        dead = [kind.plural for kind, behind in self._behind.items() if behind.times >= 2]
         if dead:
             return f"the watch of {', '.join(dead)} is dead: listings show what it does not tell"
         # The listings' own failures are the API server's, mostly: a restart mends only what lasts.
@@ -50,17 +60,20 @@ class Resync:
         return None
 
     async def wait_for_crd(self) -> None:
-        """Returns when FineTuneJobs are served: kopf looks for them once only."""
+        """Returns when FineTuneJobs are served and discovered: kopf looks for them in API discovery, once only."""
         told = False
-        while True:
-            try:
-                await self._api.list(self._feed.watched[0].kind, limit=1)
-                return
-            except ApiError as error:
-                if not told:
-                    _log.warning("waiting for the CustomResourceDefinition of FineTuneJob: %s", error.message)
-                told = True
-            await asyncio.sleep(2)
+        while (missing := await self._missing(self._feed.watched[0].kind)) is not None:
+            if not told:
+                _log.warning("waiting for the CustomResourceDefinition of FineTuneJob: %s", missing)
+            told = True
+            await asyncio.sleep(_CRD_SECONDS)
+
+    async def _missing(self, kind: Kind) -> str | None:
+        try:
+            await self._api.list(kind, limit=1)
+            return None if await self._api.discovers(kind) else "API discovery does not list it yet"
+        except ApiError as error:
+            return error.message
 
     async def reach_sync(self) -> None:
         """Returns when the cache holds all that a listing shows. Before that, a child that is not in it may exist nevertheless."""
@@ -76,13 +89,15 @@ class Resync:
     async def keep(self) -> None:
         """Compares for ever."""
         while True:
-            await asyncio.sleep(_SUSPICIOUS_SECONDS if any(self._behind.values()) else self._every)
+            await asyncio.sleep(_SUSPICIOUS_SECONDS if self._behind else self._every)
             try:
                 for watched in self._feed.watched:
                     await self.compare(watched)
                 self._listed_at = self._clock()
             except ApiError as error:
                 _log.warning("the cache was not compared: %s", error.message)
+            except Exception:  # noqa: BLE001 - what one listing holds must not end the operator
+                _log.exception("the cache was not compared")
 
     async def compare(self, watched: Watched) -> None:
         """Drops what is gone, and fetches what the watch did not tell."""
@@ -99,19 +114,33 @@ class Resync:
             stale = self._stale(watched, {uid: listed[uid] for uid in stale})
         missed = 0
         for uid in stale:
-            if await self._fetch(watched, *listed[uid][1:]):
+            if await self._fetch(watched, uid, *listed[uid][1:]):
                 self._metrics.stale_objects.labels(watched.kind.name).inc()
                 missed += 1
-        self._behind[watched.kind.plural] = self._behind.get(watched.kind.plural, 0) + 1 if missed else 0
+        self._judge(watched, missed=missed > 0)
 
-    async def _fetch(self, watched: Watched, namespace: str, name: str) -> bool:
-        """Whether the watch had missed something: not what was deleted, or told, in the meantime."""
+    def _judge(self, watched: Watched, *, missed: bool) -> None:
+        told, behind = self._feed.told(watched), self._behind.get(watched.kind)
+        if missed:
+            self._behind[watched.kind] = _Behind(times=behind.times + 1 if behind is not None else 1, told=told)
+        elif behind is not None and told > behind.told:
+            # Of a watch that told nothing since, it only shows that nothing happened.
+            del self._behind[watched.kind]
+
+    async def _fetch(self, watched: Watched, uid: str, namespace: str, name: str) -> bool:
+        """Whether the watch had missed something: not what was deleted, replaced, relabelled or told in the meantime."""
         try:
-            return self._feed.see(watched, await self._api.get(watched.kind, namespace, name))
+            raw = await self._api.get(watched.kind, namespace, name)
         except ApiError as error:
             if error.code != 404:
                 raise
+            self._feed.gone(watched, uid)
             return False
+        metadata = raw["metadata"]
+        if metadata["uid"] != uid or (watched.children and names.LABEL_JOB not in metadata.get("labels", {})):
+            self._feed.gone(watched, uid, metadata["resourceVersion"])
+            return False
+        return self._feed.see(watched, raw)
 
     def _stale(self, watched: Watched, listed: dict[str, tuple[str, str, str]]) -> list[str]:
         known = watched.shelf.versions()

@@ -34,11 +34,7 @@ async def watch(feed: Feed, stopping: Callable[[], None]) -> None:
 
 def _handler(feed: Feed, watched: Watched) -> Any:
     async def handle(event: dict[str, Any], **_: Any) -> None:
-        if event["type"] == "DELETED":
-            metadata = event["object"]["metadata"]
-            feed.gone(watched, metadata["uid"], metadata["resourceVersion"])
-        else:
-            feed.see(watched, event["object"])
+        feed.hear(watched, event["type"], event["object"])
 
     return handle
 

@@ -8,8 +8,8 @@ from olivine_api import names
 from olivine_api.exit_codes import USER_EXIT_CODES, ExitCode
 from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.status import JobIdentity
-from olivine_operator.plan.naming import child_labels, child_name, owner_reference, queued_by_kueue
-from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, JobView
+from olivine_operator.plan.naming import child_labels, child_name, owner_reference
+from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, KUEUE_QUEUE_LABEL, JobView
 from olivine_operator.plan.outcome import CreateChild
 from olivine_operator.plan.pod import CONTAINER, pod_template
 from olivine_operator.plan.settings import OperatorSettings
@@ -20,16 +20,19 @@ _UNLIMITED = 2_147_483_647
 
 def build_child(job: JobView, spec: FineTuneJobSpec, ca_certificate: str, settings: OperatorSettings) -> CreateChild:
     """Both manifests, complete."""
-    spec_json = _canonical(spec.to_json_dict())
     return CreateChild(
-        config_map=_config_map(job, spec_json, ca_certificate),
-        job=_job(job, spec, spec_json, ca_certificate, settings),
+        config_map=build_config_map(job, spec, ca_certificate),
+        job=_job(job, spec, ca_certificate, settings),
     )
 
 
 def ca_digest(certificate: str) -> str:
     """Tells one CA certificate from another."""
     return hashlib.sha256(certificate.encode()).hexdigest()[:16]
+
+
+def _spec_json(spec: FineTuneJobSpec) -> str:
+    return _canonical(spec.to_json_dict())
 
 
 def _canonical(value: Any) -> str:
@@ -45,24 +48,25 @@ def _metadata(job: JobView) -> dict[str, Any]:
     }
 
 
-def _config_map(job: JobView, spec_json: str, ca_certificate: str) -> dict[str, Any]:
+def build_config_map(job: JobView, spec: FineTuneJobSpec, ca_certificate: str) -> dict[str, Any]:
+    """The manifest of what to train, for whom, and whom to trust."""
     identity = JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid, child=child_name(job))
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(job),
         "data": {
-            names.CONFIG_SPEC: spec_json,
+            names.CONFIG_SPEC: _spec_json(spec),
             names.CONFIG_IDENTITY: _canonical(identity.to_json_dict()),
             names.CONFIG_CA: ca_certificate,
         },
     }
 
 
-def _job(job: JobView, spec: FineTuneJobSpec, spec_json: str, ca_certificate: str, settings: OperatorSettings) -> dict[str, Any]:
+def _job(job: JobView, spec: FineTuneJobSpec, ca_certificate: str, settings: OperatorSettings) -> dict[str, Any]:
     metadata = _metadata(job)
     metadata["annotations"] = {
-        names.ANNOTATION_SPEC_DIGEST: hashlib.sha256(spec_json.encode()).hexdigest(),
+        names.ANNOTATION_SPEC_DIGEST: hashlib.sha256(_spec_json(spec).encode()).hexdigest(),
         ANNOTATION_CA_DIGEST: ca_digest(ca_certificate),
     }
     return {
@@ -78,7 +82,7 @@ def _job(job: JobView, spec: FineTuneJobSpec, spec_json: str, ca_certificate: st
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
             "podFailurePolicy": {"rules": _failure_rules()},
             # Kueue admits by un-suspending.
-            "suspend": queued_by_kueue(job.labels),
+            "suspend": KUEUE_QUEUE_LABEL in job.labels,
             "template": pod_template(job, spec, settings),
         },
     }

@@ -7,7 +7,6 @@ from olivine_api.reasons import Reason
 from olivine_api.status import ConditionType, Failure
 from olivine_operator.plan.conditions import find, truncate
 from olivine_operator.plan.draft import Draft
-from olivine_operator.plan.naming import queued_by_kueue
 from olivine_operator.plan.outcome import DeleteChild, SuspendChild
 
 # The Job controller ends the Job by itself where a pod's exit code says so; pods and their logs stay then.
@@ -68,13 +67,12 @@ def end_child(draft: Draft) -> None:
     if failed.reason == Reason.CANCELLED:
         draft.act(DeleteChild(name=child.name, uid=child.uid))
         return
-    queued = queued_by_kueue(draft.observed.job.labels)
-    if child.suspended and not queued:
+    if child.suspended and not child.queued:
         return
     patience = _patience(draft, failed.reason)
     if patience > draft.now:
         draft.look_again_at(patience)
-    elif queued:
+    elif child.queued:
         # Kueue owns its suspend, and would let a suspended one run again.
         draft.act(DeleteChild(name=child.name, uid=child.uid))
     else:

@@ -1,11 +1,8 @@
 """Names and labels of children."""
 
-from collections.abc import Mapping
-
 from olivine_api import names
 from olivine_operator.plan.observed import JobView
 
-KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Others' labels stay where they are: a GitOps controller would prune a child that carries its own.
 _COPIED_PREFIXES = ("kueue.x-k8s.io/", f"{names.GROUP}/")
 
@@ -24,11 +21,6 @@ def child_labels(job: JobView) -> dict[str, str]:
     """The user's labels that concern Kueue or Olivine, and our own, which win."""
     copied = {key: value for key, value in job.labels.items() if key.startswith(_COPIED_PREFIXES)}
     return copied | own_labels(job)
-
-
-def queued_by_kueue(labels: Mapping[str, str]) -> bool:
-    """Whether Kueue owns the Job's `suspend`."""
-    return KUEUE_QUEUE_LABEL in labels
 
 
 def owner_reference(job: JobView) -> dict[str, object]:

@@ -10,6 +10,8 @@ from olivine_api.status import Snapshot
 
 Raw = Mapping[str, Any]
 
+# Whoever sets it on a Job, Kueue itself included, makes Kueue the owner of its `suspend`.
+KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # On the child Job: which CA certificate its ConfigMap carries, so that nobody has to read it.
 ANNOTATION_CA_DIGEST = f"{names.GROUP}/ca-digest"
 
@@ -110,6 +112,8 @@ class ChildView:
     """Since when pods could be there: its creation, or when it was last resumed."""
     ca_digest: str = ""
     """Of the CA certificate that its ConfigMap carries."""
+    queued: bool = False
+    """Whether Kueue owns its `suspend`."""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "ChildView":
@@ -126,6 +130,7 @@ class ChildView:
             conditions=_conditions(raw.get("status", {}), "True"),
             pods_since=parse_time(raw.get("status", {}).get("startTime")) or _time_of_creation(metadata),
             ca_digest=metadata.get("annotations", {}).get(ANNOTATION_CA_DIGEST, ""),
+            queued=KUEUE_QUEUE_LABEL in metadata["labels"],
         )
 
     def condition(self, kind: str) -> ChildCondition | None:

@@ -48,7 +48,14 @@ class RefreshCa:
     digest: str
 
 
-Action = CreateChild | SuspendChild | DeleteChild | RefreshCa
+@dataclass(frozen=True, kw_only=True)
+class KeepConfigMap:
+    """Make the ConfigMap where it is gone; one that is there stays as it is."""
+
+    config_map: dict[str, Any]
+
+
+Action = CreateChild | SuspendChild | DeleteChild | RefreshCa | KeepConfigMap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from olivine_api.base import ApiModel
 from olivine_api.finetunejob import LocalObjectReference
@@ -29,7 +29,7 @@ class TrainerSettings(ApiModel):
     image: str
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pod_defaults: PodDefaults = PodDefaults()
-    shared_memory: str = "256Mi"
+    shared_memory: Annotated[str, StringConstraints(pattern=r"^[0-9]+([.][0-9]+)?([kMGTPE]|[KMGTPE]i)?$")] = "256Mi"
     """Size of /dev/shm; it counts against the memory limit as far as it is used."""
 
 

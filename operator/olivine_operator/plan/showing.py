@@ -3,12 +3,12 @@
 from datetime import timedelta
 
 from olivine_api.reasons import Reason
-from olivine_api.status import ConditionType
+from olivine_api.status import Condition, ConditionType
 from olivine_operator.plan import failures
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.failures import PodFailure
 from olivine_operator.plan.observed import ChildView, PodView
-from olivine_operator.plan.waiting import slow_at, waiting_of
+from olivine_operator.plan.waiting import Waiting, slow_at, waiting_of
 
 # The Job controller makes a pod within a second; what keeps it from that, it tells in Events about the Job only.
 _POD_CREATION = timedelta(seconds=30)
@@ -40,10 +40,19 @@ def show_pods(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *,
         _wait_for_pod(draft)
 
 
+def show_resuming(draft: Draft) -> None:
+    """What is told of a Job that is suspended though its user wants it to run."""
+    if draft.holds(ConditionType.SUSPENDED):
+        draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED, "resumed")
+    draft.update(next_retry_time=None)
+    _wait_for_pod(draft)
+
+
 def _show_pod(draft: Draft, pod: PodView) -> None:
+    draft.update(next_retry_time=None)
     if pod.running:
         where = f" on node {pod.node}" if pod.node else ""
-        draft.update(next_retry_time=None, start_time=draft.status.start_time or draft.now)
+        draft.update(start_time=draft.status.start_time or draft.now)
         draft.set(ConditionType.RUNNING, "True", Reason.POD_RUNNING, f"pod {pod.name} runs{where}")
         return
     if pod.termination is not None:
@@ -56,9 +65,14 @@ def _show_pod(draft: Draft, pod: PodView) -> None:
         slow = slow_at(pod, draft.now)
         if slow is not None:
             draft.look_again_in(slow + 1)
-    elif running is None or running.status != "False" or running.reason != trouble.reason:
+    elif running is None or running.status != "False" or running.reason != trouble.reason or _names_another(running, trouble, pod):
         # The first message of a reason stays: kubelet and scheduler word the same trouble anew again and again.
         draft.set(ConditionType.RUNNING, "False", trouble.reason, trouble.message)
+
+
+def _names_another(told: Condition, trouble: Waiting, pod: PodView) -> bool:
+    """Whether a message that names its pod was told of another one."""
+    return pod.name in trouble.message and pod.name not in told.message
 
 
 def _show_leaving(draft: Draft, pod: PodView) -> None:
@@ -70,6 +84,8 @@ def _show_leaving(draft: Draft, pod: PodView) -> None:
 
 def _no_pod_comes(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...]) -> bool:
     """Whether there should have been a pod for a while; if not yet, asks for a look when there should."""
+    if child.condition("Suspended") is not None:
+        return False  # the Job controller has not resumed it yet
     running, suspended = draft.condition(ConditionType.RUNNING), draft.condition(ConditionType.SUSPENDED)
     since = [running.last_transition_time if running is not None and running.status == "False" else draft.now]
     if child.pods_since is not None:

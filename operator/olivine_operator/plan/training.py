@@ -2,19 +2,21 @@
 
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
 from olivine_api.exit_codes import Category
-from olivine_api.finetunejob import Retries
+from olivine_api.finetunejob import Retries, parse_spec
 from olivine_api.reasons import Reason
 from olivine_api.status import ConditionType, Failure
 from olivine_operator.plan import endings, failures
-from olivine_operator.plan.child import ca_digest
+from olivine_operator.plan.child import build_config_map, ca_digest
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.failures import PodFailure
-from olivine_operator.plan.naming import queued_by_kueue
 from olivine_operator.plan.observed import ChildView
-from olivine_operator.plan.outcome import RefreshCa, SuspendChild
-from olivine_operator.plan.showing import show_pods
+from olivine_operator.plan.outcome import KeepConfigMap, RefreshCa, SuspendChild
+from olivine_operator.plan.showing import show_pods, show_resuming
 from olivine_operator.plan.snapshots import bounded
+from olivine_operator.plan.waiting import SLOW_START, is_slow
 
 # A Job's end and its pod's come by different watches: the pod, which knows why, may come a little later.
 _POD_LAG = timedelta(seconds=10)
@@ -37,22 +39,37 @@ def follow_child(draft: Draft, child: ChildView, *, suspend: bool, retries: Retr
         _child_failed(draft, child)
         return
     # Kueue owns the suspension of a queued Job.
-    kueue = queued_by_kueue(draft.observed.job.labels)
-    paused = child.suspended or (suspend and not kueue)
+    paused = child.suspended or (suspend and not child.queued)
     news = _count_incidents(draft, failed, paused=paused, checkpoint_since=checkpoint_since)
     if _overrun(draft, failed, retries) or _crash_loop(draft):
         endings.end_child(draft)
         return
 
+    _keep_config_map(draft)
     _keep_ca(draft, child)
-    if child.suspended != suspend and not kueue:
+    if child.suspended != suspend and not child.queued:
         draft.act(SuspendChild(name=child.name, suspend=suspend))
-    if child.suspended:
-        _show_suspended(draft, kueue=kueue)
-    else:
+    if not child.suspended:
         show_pods(draft, child, failed, news=news)
-    if kueue:
+    elif suspend or child.queued:
+        _show_suspended(draft, kueue=child.queued)
+    else:
+        show_resuming(draft)
+    if child.queued:
         _tell_left_to_kueue(draft, suspend=suspend)
+
+
+def _keep_config_map(draft: Draft) -> None:
+    """A pod that waits for its volumes may wait for a ConfigMap that somebody deleted."""
+    observed = draft.observed
+    if not any(pod.active and is_slow(pod, draft.now) for pod in observed.pods):
+        return
+    try:
+        spec = parse_spec(dict(observed.job.spec))
+    except ValidationError:
+        return  # stored by another release
+    draft.look_again_in(SLOW_START.total_seconds())
+    draft.act(KeepConfigMap(config_map=build_config_map(observed.job, spec, observed.ca_certificate)))
 
 
 def _keep_ca(draft: Draft, child: ChildView) -> None:
@@ -86,7 +103,8 @@ def _complete(draft: Draft, child: ChildView) -> None:
     if not succeeded and ended is not None and ended.since is not None and draft.now < ended.since + _POD_LAG:
         draft.look_again_in(1)
         return
-    if draft.observed.report is not None:
+    # The pod's last words win: an earlier report of the same second must not take them back.
+    if draft.observed.report is not None and not draft.status.artifacts:
         draft.merge(draft.observed.report.snapshot)
     endings.succeed(draft)
 

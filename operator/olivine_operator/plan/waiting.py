@@ -38,13 +38,18 @@ def waiting_of(pod: PodView, now: datetime) -> Waiting | None:
         return Waiting(reason=_SAME.get(pod.waiting_reason, pod.waiting_reason), message=message)
     if pod.unschedulable is not None:
         return Waiting(reason=Reason.UNSCHEDULABLE, message=f"no node takes pod {pod.name}: {pod.unschedulable.message}")
-    if slow_at(pod, now) == 0:
+    if is_slow(pod, now):
         seconds = int(SLOW_START.total_seconds())
         return Waiting(
             reason="ContainerCreating",
             message=f"pod {pod.name} has been waiting for its image and volumes for more than {seconds} s: kubectl describe pod tells more",
         )
     return None
+
+
+def is_slow(pod: PodView, now: datetime) -> bool:
+    """Whether a pod waits for its image and volumes, and has for long."""
+    return pod.waiting_reason in _ORDINARY and slow_at(pod, now) == 0
 
 
 def slow_at(pod: PodView, now: datetime) -> float | None:

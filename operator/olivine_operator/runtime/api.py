@@ -90,6 +90,14 @@ class KubeApi:
         query = {"limit": str(limit), "labelSelector": label, "continue": token}
         return await self.request("GET", kind, kind.path(), verb="LIST", query=query, accept=METADATA_ONLY)
 
+    async def discovers(self, kind: Kind) -> bool:
+        """Whether API discovery tells of a kind of a named group: it may lag behind what is served."""
+        groups = (await self.request("GET", kind, "/apis"))["groups"]
+        if kind.prefix not in (f"/apis/{version['groupVersion']}" for group in groups for version in group["versions"]):
+            return False
+        resources = (await self.request("GET", kind, kind.prefix))["resources"]
+        return any(item["name"] == kind.plural for item in resources)
+
     async def create(self, kind: Kind, namespace: str | None, body: Json) -> Json:
         """Makes an object."""
         return await self.request("POST", kind, kind.path(namespace), body=body, query={"fieldManager": FIELD_MANAGER})

@@ -113,9 +113,9 @@ class Cache:
         self.pods: Shelf[PodView] = Shelf()
 
     def job(self, key: Key) -> JobView | None:
-        """The FineTuneJob of this name; of two generations of a name, the one that stays."""
+        """The FineTuneJob of this name; of two generations of a name, the one that stays, else the later one."""
         found = self.jobs.of(key)
-        return min(found, key=lambda job: job.deleting, default=None)
+        return max(found, key=lambda job: (not job.deleting, int(job.resource_version)), default=None)
 
     def child(self, job: JobView) -> ChildView | None:
         """The job's own Job: one with another owner is never taken for it."""

@@ -1,11 +1,12 @@
 """Carries out what a plan asks of a job's children. Doing it twice does it once."""
 
 import logging
+import re
 
 from olivine_api import names
 from olivine_api.reasons import Reason
 from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, ChildView, JobView, Obstacle, controller_uid
-from olivine_operator.plan.outcome import Action, CreateChild, DeleteChild, RefreshCa, SuspendChild
+from olivine_operator.plan.outcome import Action, CreateChild, DeleteChild, KeepConfigMap, RefreshCa, SuspendChild
 from olivine_operator.runtime.api import CONFIG_MAPS, JOBS, ApiError, Json, Kind, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.logs import about
@@ -29,6 +30,9 @@ class Children:
                 await self._suspend(job, action)
             case RefreshCa():
                 await self._refresh_ca(job, action)
+            case KeepConfigMap():
+                about(_log, job).info("making sure of ConfigMap %s", action.config_map["metadata"]["name"])
+                await self._create_one(job, CONFIG_MAPS, action.config_map)
             case DeleteChild():
                 about(_log, job).info("deleting Job %s", action.name)
                 await self._api.delete(JOBS, job.namespace, action.name, uid=action.uid)
@@ -58,7 +62,7 @@ class Children:
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return await self._existing(job, kind, name)
-            return _obstacle(kind, name, error)
+            return obstacle_of(job, kind, name, error)
 
     async def _existing(self, job: JobView, kind: Kind, name: str) -> Json | Obstacle:
         """The object that has the name already: ours from an earlier try, or another's, which is never adopted."""
@@ -97,13 +101,29 @@ class Children:
         self._cache.children.put(ChildView.from_raw(raw))
 
 
-def _obstacle(kind: Kind, name: str, error: ApiError) -> Obstacle:
+def obstacle_of(job: JobView, kind: Kind, name: str, error: ApiError) -> Obstacle:
     """What a refusal means; raises what another try, or the job's own end, will settle."""
     if error.code in (400, 422):
-        # The spec is fixed from here on: the same manifest would be refused for ever.
-        return Obstacle(
-            reason=Reason.INVALID_SPEC, message=f"the API server refused the {kind.name}: {error.message}", permanent=True
+        refused = f"the API server refused the {kind.name} {name}: {error.message}"
+        if _is_from_spec(job, error):
+            # The spec is fixed from here on: the same manifest would be refused for ever.
+            return Obstacle(reason=Reason.INVALID_SPEC, message=refused, permanent=True)
+        message = (
+            "nothing that spec.pods says is refused: the administrator has to correct the chart's settings (trainer.podDefaults) "
+            f"or a policy of the cluster, and the job then starts by itself; {refused}"
         )
+        return Obstacle(reason=Reason.CHILD_REFUSED, message=message)
+    if error.code >= 500 and "failed calling webhook" in error.message:
+        return Obstacle(reason=Reason.CHILD_REFUSED, message=f"the {kind.name} {name} is tried again: {error.message}")
     if error.code == 403 and "being terminated" not in error.message:
         return Obstacle(reason=Reason.CHILD_REFUSED, message=f"the {kind.name} {name} was refused: {error.message}")
     raise error
+
+
+def _is_from_spec(job: JobView, error: ApiError) -> bool:
+    """Whether the refused field is one that spec.pods sets; where the administrator sets it too, the user is asked first."""
+    members = job.spec.get("pods") or {}
+    if error.code == 400:
+        # The CRD knows every type but quantities, and these are refused without their path.
+        return "resources" in members and "quantities must match" in error.message
+    return any(re.search(rf"\.{member}\b", error.message) for member in members)

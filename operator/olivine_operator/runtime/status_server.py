@@ -23,6 +23,9 @@ from olivine_operator.runtime.tokens import Caller
 
 _log = logging.getLogger(__name__)
 _LONGEST_TOKEN = 16 * 1024
+_REPORTS_PER_SECOND = 1.0
+# A good token needs one review in ten minutes; forged ones must not keep the API server from reviewing others'.
+_REVIEWS_PER_SECOND = 0.2
 
 
 class Verifier(Protocol):
@@ -30,6 +33,10 @@ class Verifier(Protocol):
 
     def claimed(self, token: str) -> Caller | None:
         """Whom a token says it is bound to, unverified."""
+        ...
+
+    def remembers(self, token: str) -> bool:
+        """Whether the caller is known without asking anybody."""
         ...
 
     async def caller(self, token: str) -> Caller | None:
@@ -56,7 +63,8 @@ class StatusServer:
         self._metrics = metrics
         self._ready = ready
         self._clock = clock
-        self._limit = RateLimit()
+        self._reports = RateLimit(per_second=_REPORTS_PER_SECOND)
+        self._reviews = RateLimit(per_second=_REVIEWS_PER_SECOND)
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
@@ -97,10 +105,13 @@ class StatusServer:
         if scheme.lower() != "bearer" or not token or len(token) > _LONGEST_TOKEN:
             raise _RefusedError(401, f"a report needs a bearer token with the audience {names.TOKEN_AUDIENCE}")
         claimed = self._verifier.claimed(token)
+        caller = None
         if claimed is not None:
             # Before the API server is asked: whoever names no pod of this job costs it nothing.
             self._job_of(claimed, namespace, name)
-        caller = await self._verifier.caller(token) if claimed is not None else None
+            if not self._verifier.remembers(token) and not self._reviews.allows(claimed.pod_uid):
+                raise _RefusedError(429, "too many new tokens in this pod's name", retry_after=5)
+            caller = await self._verifier.caller(token)
         if caller is None or caller != claimed:
             raise _RefusedError(401, "the token is not good: expired, of another audience, or not bound to a pod")
         return caller
@@ -118,7 +129,7 @@ class StatusServer:
 
     def _admit(self, job: JobView, caller: Caller) -> None:
         """Refuses what comes too often, or too late."""
-        if not self._limit.allows(caller.pod_uid, self._clock().timestamp()):
+        if not self._reports.allows(caller.pod_uid):
             raise _RefusedError(429, "a pod may report once a second", retry_after=1)
         if job.deleting or job.status.get("phase") in (Phase.SUCCEEDED, Phase.FAILED):
             raise _RefusedError(409, "the job has ended")

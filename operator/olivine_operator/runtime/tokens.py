@@ -1,4 +1,4 @@
-"""Who sends a report: bearer tokens, verified by the API server once and remembered until they expire."""
+"""Who sends a report: bearer tokens, verified by the API server; good ones are remembered until they expire."""
 
 import asyncio
 import base64
@@ -16,7 +16,6 @@ from olivine_operator.runtime.api import TOKEN_REVIEWS, Json, KubeApi
 _REMEMBERED = 8192
 # A token that was revoked with its pod is trusted no longer than this.
 _LONGEST_TRUST_SECONDS = 600.0
-_REFUSAL_SECONDS = 30.0
 _REVIEWS_AT_ONCE = 8
 _POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
 _USER_PREFIX = "system:serviceaccount:"
@@ -33,7 +32,7 @@ class Caller:
 
 @dataclass(frozen=True, kw_only=True)
 class _Verdict:
-    caller: Caller | None
+    caller: Caller
     until: float
 
 
@@ -44,7 +43,13 @@ class TokenVerifier:
         self._api = api
         self._wall_clock = wall_clock
         self._reviews = asyncio.Semaphore(_REVIEWS_AT_ONCE)
+        # Refusals are not kept: whoever sends forged tokens would push good ones out.
         self._verdicts: OrderedDict[bytes, _Verdict] = OrderedDict()
+
+    def remembers(self, token: str) -> bool:
+        """Whether a token is known to be good, so that the API server is not asked."""
+        verdict = self._verdicts.get(_mark(token))
+        return verdict is not None and verdict.until > self._wall_clock()
 
     def claimed(self, token: str) -> Caller | None:
         """Whom a token says it is bound to; not to be believed, but a reason not to ask the API server about a stranger's."""
@@ -64,13 +69,14 @@ class TokenVerifier:
         expires = _expiry(token)
         if expires is None or expires <= now:
             return None
-        mark = hashlib.sha256(token.encode()).digest()
+        mark = _mark(token)
         verdict = self._verdicts.get(mark)
         if verdict is None or verdict.until <= now:
             async with self._reviews:
                 caller = await self._review(token)
-            until = min(expires, now + (_LONGEST_TRUST_SECONDS if caller is not None else _REFUSAL_SECONDS))
-            verdict = _Verdict(caller=caller, until=until)
+            if caller is None:
+                return None
+            verdict = _Verdict(caller=caller, until=min(expires, now + _LONGEST_TRUST_SECONDS))
             self._verdicts[mark] = verdict
             while len(self._verdicts) > _REMEMBERED:
                 self._verdicts.popitem(last=False)
@@ -93,6 +99,10 @@ class TokenVerifier:
         if not username.startswith(_USER_PREFIX) or not pod or not pod_uid:
             return None
         return Caller(namespace=username.removeprefix(_USER_PREFIX).split(":")[0], pod=pod, pod_uid=pod_uid)
+
+
+def _mark(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _expiry(token: str) -> float | None:

@@ -47,7 +47,9 @@ def job(
     )
 
 
-def child(*held: str, reason: str = "", message: str = "", suspended: bool = False, deleting: bool = False) -> ChildView:
+def child(
+    *held: str, reason: str = "", message: str = "", suspended: bool = False, deleting: bool = False, queued: bool = False
+) -> ChildView:
     conditions = tuple(ChildCondition(type=kind, reason=reason, message=message, since=T0) for kind in held)
     return ChildView(
         key=KEY,
@@ -59,6 +61,7 @@ def child(*held: str, reason: str = "", message: str = "", suspended: bool = Fal
         deleting=deleting,
         conditions=conditions,
         ca_digest=ca_digest("CA"),
+        queued=queued,
     )
 
 

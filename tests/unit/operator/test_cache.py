@@ -77,6 +77,16 @@ def test_of_two_generations_of_a_name_the_one_that_stays_counts() -> None:
     assert found.uid == "new"
 
 
+@pytest.mark.parametrize("deleting", [False, True])
+def test_of_two_generations_of_a_name_that_are_alike_the_later_one_counts(deleting: bool) -> None:
+    cache = Cache()
+    for uid, version in (("old", "9"), ("new", "10")):
+        cache.jobs.put(replace(job(), uid=uid, deleting=deleting, resource_version=version))
+    found = cache.job(KEY)
+    assert found is not None
+    assert found.uid == "new"
+
+
 def test_a_merge_patch_says_what_differs_and_no_more() -> None:
     before = {"a": 1, "b": {"c": 1, "d": 2}, "e": [1], "gone": 1}
     after = {"a": 1, "b": {"c": 1, "d": 3}, "e": [1, 2]}

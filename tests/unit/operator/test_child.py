@@ -1,13 +1,19 @@
 """The manifests of the child."""
 
+import contextlib
 import json
+import re
+from pathlib import Path
 from typing import Any
+
+import pytest
+from pydantic import ValidationError
 
 from olivine_api import names
 from olivine_api.finetunejob import parse_spec
 from olivine_operator.plan.child import build_child
 from olivine_operator.plan.outcome import CreateChild
-from olivine_operator.plan.settings import OperatorSettings
+from olivine_operator.plan.settings import OperatorSettings, TrainerSettings
 from tests.unit.operator.builders import SETTINGS, SPEC, UID, job
 
 DEFAULTS: dict[str, Any] = {
@@ -106,6 +112,15 @@ def test_the_admins_defaults_hold_unless_the_user_says_otherwise() -> None:
     assert pod["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}}
     assert pod["containers"][0]["image"] == "mine:2"
     assert pod["nodeSelector"] == {"pool": "a", "disk": "ssd"}
+
+
+@pytest.mark.parametrize(("size", "right"), {"256Mi": True, "1.5G": True, "1024": True, "1GB": False, "lots": False}.items())
+def test_a_size_of_dev_shm_that_no_api_server_takes_is_refused(size: str, right: bool) -> None:
+    schema = json.loads((Path(__file__).parents[3] / "charts/olivine/values.schema.json").read_text())
+    pattern = schema["properties"]["trainer"]["properties"]["sharedMemory"]["pattern"]
+    assert (re.search(pattern, size) is not None) is right
+    with contextlib.nullcontext() if right else pytest.raises(ValidationError):
+        TrainerSettings(image="t:1", shared_memory=size)
 
 
 def test_the_pod_meets_the_restricted_level_and_gets_no_token_but_its_own() -> None:

@@ -66,6 +66,14 @@ def test_a_termination_message_that_cannot_be_read_is_none(text: str) -> None:
     assert termination_message(pod(phase="Failed", termination=ended(1, text))) is None
 
 
+def test_a_custom_image_with_a_reason_that_is_too_long_ends_the_job_nevertheless() -> None:
+    told = {"category": "User", "reason": "R" * 129, "message": "no rows"}
+    made = look(running(), now=after(3), kind=child(), pods=[failed("tone-0", 11, told, at=after(2))])
+    found = condition(made.status, "Failed")
+    assert found.reason == Reason.POD_FAILED
+    assert found.message == "the trainer ended with exit code 11 and left no message"
+
+
 def test_incidents_are_counted_once_and_only_those_that_cost() -> None:
     failures = failures_of([failed("a", 1, at=after(1)), failed("b", 40, at=after(2)), failed("c", 30, at=after(3))])
     assert [f.pod for f in new_incidents(failures, [])] == ["a", "c"]
@@ -127,7 +135,11 @@ def test_the_replacement_runs_and_nothing_of_the_old_failure_is_counted_again() 
     old = failed("tone-0", 30, TOLD, at=after(2))
     status = look(running(), now=after(3), kind=child(), pods=[old]).status
     pending = look(status, now=after(12), kind=child(), pods=[old, pod("tone-1", created=after(12))])
-    assert pending.status is None
+    # Why there is a new one is told until it runs; the time of the next try is history.
+    assert pending.status is not None
+    assert pending.status.next_retry_time is None
+    assert condition(pending.status, "Running").reason == Reason.RESTARTING
+    assert pending.events == ()
     made = look(status, now=after(14), kind=child(), pods=[old, pod("tone-1", "Running", created=after(12))])
     assert made.status is not None
     assert (made.status.phase, made.status.restarts, made.status.next_retry_time) == (Phase.RUNNING, 1, None)

@@ -9,7 +9,7 @@ from olivine_api.reasons import Reason
 from olivine_api.status import FineTuneJobStatus, Phase, Stage
 from olivine_operator.plan.child import ca_digest
 from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, Observed, Obstacle
-from olivine_operator.plan.outcome import CreateChild, DeleteChild, Plan, RefreshCa, SuspendChild
+from olivine_operator.plan.outcome import CreateChild, DeleteChild, KeepConfigMap, Plan, RefreshCa, SuspendChild
 from olivine_operator.plan.reconcile import plan
 from tests.unit.operator.builders import (
     SETTINGS,
@@ -101,6 +101,15 @@ def test_a_complete_job_whose_pod_is_not_seen_yet_waits_a_little_then_ends_with_
     assert "the final report was lost" in condition(late.status, "Complete").message
 
 
+def test_a_report_from_before_the_end_takes_nothing_of_the_last_words_back() -> None:
+    artifact = {"kind": "Adapter", "uri": "s3://x", "digest": "d", "bytes": 1}
+    final = {"attempt": 1, "progress": {"stage": "Publishing", "step": 10}, "metrics": {"accuracy": 0.94}, "artifacts": [artifact]}
+    last = pod(phase="Succeeded", termination=ended(0, {"reason": "Completed", "message": "", "snapshot": final}))
+    made = look(running(), kind=child("Complete"), pods=[last], report=report(9, metrics={"trainLoss": 1.5}))
+    assert made.status is not None
+    assert made.status.metrics == {"accuracy": 0.94}
+
+
 @pytest.mark.parametrize("phase_pod", [[], [pod(phase="Running")]])
 def test_terminal_is_terminal(phase_pod: list[Any]) -> None:
     done = look(running(), now=after(20), kind=child("Failed", reason="BackoffLimitExceeded", message="oh")).status
@@ -134,10 +143,11 @@ class TestSuspension:
 
     def test_resumed_the_child_goes_on(self) -> None:
         status = look(running(), kind=child(suspended=True), spec={"suspend": True}).status
-        assert look(status, kind=child(suspended=True)).actions == (SuspendChild(name="tone-012345", suspend=False),)
-        made = look(status, kind=child())
-        assert made.actions == ()
+        made = look(status, kind=child(suspended=True))
+        assert made.actions == (SuspendChild(name="tone-012345", suspend=False),)
         assert condition(made.status, "Suspended").reason == Reason.NOT_SUSPENDED
+        again = look(made.status, kind=child())
+        assert (again.status, again.actions) == (None, ())
 
     def test_a_pod_that_went_because_of_it_has_not_failed(self) -> None:
         leaving = failed("tone-0", 40, {"category": "Infrastructure", "reason": "Interrupted", "message": "saved"}, deleting=True)
@@ -151,20 +161,36 @@ class TestSuspension:
         create = look(labels=labels).actions[0]
         assert isinstance(create, CreateChild)
         assert create.job["spec"]["suspend"] is True
-        made = look(accepted(), kind=child(suspended=True), labels=labels)
+        made = look(accepted(), kind=child(suspended=True, queued=True), labels=labels)
         assert made.actions == ()
         assert condition(made.status, "Running").message == "waits until Kueue admits it"
 
+    @pytest.mark.parametrize("queued", [False, True])
+    def test_who_owns_the_suspension_is_read_from_the_job_and_not_from_labels_that_changed_since(self, queued: bool) -> None:
+        labels = {} if queued else {"kueue.x-k8s.io/queue-name": "q"}
+        made = look(running(), kind=child(queued=queued), labels=labels, spec={"suspend": True})
+        assert made.actions == (() if queued else (SuspendChild(name="tone-012345", suspend=True),))
+
+    def test_by_other_hands_is_undone_and_not_told_as_the_users(self) -> None:
+        pods = [pod(phase="Running", deleting=True)]
+        made = look(running(), now=after(9), kind=child("Suspended", suspended=True), pods=pods)
+        assert made.actions == (SuspendChild(name="tone-012345", suspend=False),)
+        assert made.status is not None
+        assert made.status.phase is Phase.PENDING
+        assert condition(made.status, "Running").reason == Reason.WAITING_FOR_POD
+        # Resumed, but the Job controller has not seen it yet: no pod is missed.
+        resumed = look(made.status, now=after(99), kind=child("Suspended"))
+        assert (resumed.status, resumed.events) == (None, ())
+
     def test_what_kueue_owns_spec_suspend_does_not_change_and_that_is_told(self) -> None:
-        labels = {"kueue.x-k8s.io/queue-name": "q"}
-        pods = [pod(phase="Running")]
-        made = look(running(), kind=child(), pods=pods, labels=labels, spec={"suspend": True})
+        queued, pods = child(queued=True), [pod(phase="Running")]
+        made = look(running(), kind=queued, pods=pods, spec={"suspend": True})
         assert made.actions == ()
         found = condition(made.status, "Suspended")
         assert (found.status, found.reason) == ("False", Reason.LEFT_TO_KUEUE)
         assert "Workload" in found.message
-        assert look(made.status, kind=child(), pods=pods, labels=labels, spec={"suspend": True}).status is None
-        back = look(made.status, kind=child(), pods=pods, labels=labels)
+        assert look(made.status, kind=queued, pods=pods, spec={"suspend": True}).status is None
+        back = look(made.status, kind=queued, pods=pods)
         assert condition(back.status, "Suspended").reason == Reason.NOT_SUSPENDED
 
 
@@ -329,8 +355,9 @@ def test_a_change_of_a_finished_jobs_spec_is_observed() -> None:
 
 @pytest.mark.parametrize("suspended", [False, True])
 def test_a_queued_jobs_child_is_deleted_on_overrun_since_kueue_could_run_it_again(suspended: bool) -> None:
-    options: dict[str, Any] = {"labels": {"kueue.x-k8s.io/queue-name": "q"}, "spec": {"retries": {"maxRestarts": 0}}}
-    made = look(running(), now=after(3), kind=child(suspended=suspended), pods=[failed("tone-0", 30, at=after(2))], **options)
+    queued = child(suspended=suspended, queued=True)
+    pods = [failed("tone-0", 30, at=after(2))]
+    made = look(running(), now=after(3), kind=queued, pods=pods, spec={"retries": {"maxRestarts": 0}})
     assert condition(made.status, "Failed").reason == Reason.TOO_MANY_RESTARTS
     assert made.actions == (DeleteChild(name="tone-012345", uid="child"),)
 
@@ -366,10 +393,9 @@ class TestNoPod:
         assert condition(late.status, "Running").reason == Reason.POD_NOT_CREATED
 
     def test_a_queued_child_counts_from_its_admission(self) -> None:
-        labels = {"kueue.x-k8s.io/queue-name": "q"}
-        admitted = replace(child(), pods_since=after(5000))
-        status = look(accepted(), kind=child(suspended=True), labels=labels).status
-        made = look(status, now=after(5002), kind=admitted, labels=labels)
+        admitted = replace(child(queued=True), pods_since=after(5000))
+        status = look(accepted(), kind=child(suspended=True, queued=True)).status
+        made = look(status, now=after(5002), kind=admitted)
         assert condition(made.status, "Running").reason == Reason.WAITING_FOR_POD
 
     def test_while_the_job_controller_may_still_hold_it_back_is_no_news(self) -> None:
@@ -387,6 +413,26 @@ def test_a_pod_that_is_deleted_and_does_not_go_is_told_to_be_leaving() -> None:
     assert (found.status, found.reason, made.events) == ("False", Reason.POD_LEAVING, ())
     assert "pod tone-0 is going away from node n1" in found.message
     assert look(made.status, now=after(5000), kind=child(), pods=[stuck]).status is None
+
+
+class TestConfigMap:
+    slow = pod(waiting_reason="ContainerCreating", scheduled_at=T0)
+
+    def test_is_made_again_for_a_pod_that_waits_for_long(self) -> None:
+        made = look(accepted(), now=after(90), kind=child(), pods=[self.slow])
+        create = look().actions[0]
+        assert isinstance(create, CreateChild)
+        assert made.actions == (KeepConfigMap(config_map=create.config_map),)
+        # It may be deleted later, too.
+        assert made.requeue_after == 90
+        assert look(accepted(), now=after(89), kind=child(), pods=[self.slow]).actions == ()
+
+    def test_is_there_where_an_image_is_missing(self) -> None:
+        waiting = replace(self.slow, waiting_reason="ImagePullBackOff")
+        assert look(accepted(), now=after(90), kind=child(), pods=[waiting]).actions == ()
+
+    def test_of_a_spec_of_another_release_is_left_alone(self) -> None:
+        assert look(accepted(), now=after(90), kind=child(), pods=[self.slow], spec={"novelty": 1}).actions == ()
 
 
 def test_a_child_with_another_ca_gets_the_operators() -> None:

@@ -81,11 +81,93 @@ def test_a_watch_that_misses_twice_in_a_row_is_dead_and_one_that_is_well_again_i
     api, _, _, feed, resync = setup(raw("a", "1"))
     asyncio.run(resync.compare(feed.watched[0]))
     assert resync.trouble() is None
+    # Nothing missed and nothing told: that nothing happened says nothing of the watch.
+    asyncio.run(resync.compare(feed.watched[0]))
     api.objects.append(raw("b", "2"))
     asyncio.run(resync.compare(feed.watched[0]))
     assert resync.trouble() == "the watch of finetunejobs is dead: listings show what it does not tell"
     asyncio.run(resync.compare(feed.watched[0]))
+    assert resync.trouble() is not None
+    feed.hear(feed.watched[0], "MODIFIED", raw("b", "3"))
+    asyncio.run(resync.compare(feed.watched[0]))
     assert resync.trouble() is None
+
+
+def test_the_watch_of_one_kind_says_nothing_of_anothers() -> None:
+    api, _, _, feed, resync = setup(raw("a", "1"))
+    asyncio.run(resync.compare(feed.watched[0]))
+    feed.hear(feed.watched[1], "DELETED", raw("child", "9"))
+    asyncio.run(resync.compare(feed.watched[0]))
+    api.objects.append(raw("b", "2"))
+    asyncio.run(resync.compare(feed.watched[0]))
+    assert resync.trouble() is not None
+
+
+@pytest.mark.parametrize("missing", ["the group", "the resource", "the list"])
+def test_what_api_discovery_does_not_list_yet_is_waited_for(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CRD_SECONDS", 0)
+    looks = 0
+
+    class Young(KubeApi):
+        """An API server that learns of FineTuneJobs a little later here than there."""
+
+        def __init__(self) -> None:
+            pass
+
+        async def request(self, method: str, kind: Kind, path: str, **_: Any) -> Any:
+            nonlocal looks
+            looks += path == kind.path()
+            young = looks < 3
+            if path == "/apis":
+                group = {"name": "olivine.dev", "versions": [{"groupVersion": "olivine.dev/v1alpha1"}]}
+                return {"groups": [] if young and missing == "the group" else [group]}
+            if path == "/apis/olivine.dev/v1alpha1":
+                return {"resources": [] if young and missing == "the resource" else [{"name": "finetunejobs"}]}
+            if young and missing == "the list":
+                raise ApiError(404, "NotFound", "the server could not find the requested resource")
+            return {"metadata": {}, "items": []}
+
+    feed = Feed(Cache(), Memory(), lambda _: None)
+    resync = Resync(api=Young(), feed=feed, metrics=Metrics(), every_seconds=600, clock=lambda: 0.0)
+    asyncio.run(resync.wait_for_crd())
+    assert looks == 3
+
+
+@pytest.mark.parametrize("change", [{"labels": {}}, {"labels": {"olivine.dev/job": "a"}, "uid": "another"}])
+def test_a_child_that_lost_its_label_or_was_replaced_while_it_was_fetched_is_gone(change: dict[str, Any]) -> None:
+    api, cache, _, feed, resync = setup(raw("a", "1"))
+    known, fetched = raw("a", "0"), raw("a", "2")
+    known["metadata"] |= {"labels": {"olivine.dev/job": "a"}, "creationTimestamp": "2026-01-01T12:00:00Z"}
+    fetched["metadata"] |= change
+    feed.see(feed.watched[1], known)
+
+    async def later(_: Kind, __: str, name: str) -> Any:
+        return fetched
+
+    api.get = later
+    asyncio.run(resync.compare(feed.watched[1]))
+    assert not list(cache.children)
+    assert resync.trouble() is None
+
+
+def test_a_bug_in_a_comparison_is_told_and_does_not_end_the_comparing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, _, _, feed, _ = setup()
+    resync = Resync(api=cast(KubeApi, api), feed=feed, metrics=Metrics(), every_seconds=0, clock=lambda: 0.0)
+    listings = 0
+
+    async def odd(*_: Any, **__: Any) -> Any:
+        nonlocal listings
+        listings += 1
+        if listings == 1:
+            raise KeyError("metadata")
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(api, "list", odd)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(resync.keep())
+    assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
 def test_an_object_that_goes_between_listing_and_fetching_is_no_trouble() -> None:

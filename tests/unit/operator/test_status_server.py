@@ -20,19 +20,22 @@ TRAINER = Caller(namespace=KEY[0], pod="tone-0", pod_uid="tone-0")
 class Verifier:
     """Takes tokens for what they claim, and counts what would be TokenReviews."""
 
-    def __init__(self, claimed: Caller | None, real: Caller | None) -> None:
-        self._claimed, self._real = claimed, real
+    def __init__(self, claimed: Caller | None, real: Caller | None, *, known: bool = False) -> None:
+        self._claimed, self._real, self._known = claimed, real, known
         self.asked = 0
 
     def claimed(self, token: str) -> Caller | None:
         return self._claimed
+
+    def remembers(self, token: str) -> bool:
+        return self._known
 
     async def caller(self, token: str) -> Caller | None:
         self.asked += 1
         return self._real
 
 
-def answer(verifier: Verifier) -> int:
+def answers(verifier: Verifier, *, times: int = 1) -> list[int]:
     cache = Cache()
     cache.jobs.put(job())
     cache.children.put(child())
@@ -46,7 +49,11 @@ def answer(verifier: Verifier) -> int:
     )
     match = {"namespace": KEY[0], "name": KEY[1]}
     request: Any = make_mocked_request("POST", "/", headers={"Authorization": "Bearer t"}, match_info=match)
-    return asyncio.run(server._post(request)).status  # pyright: ignore[reportPrivateUsage]
+
+    async def post() -> int:
+        return (await server._post(request)).status  # pyright: ignore[reportPrivateUsage]
+
+    return [asyncio.run(post()) for _ in range(times)]
 
 
 @pytest.mark.parametrize(
@@ -63,4 +70,15 @@ def test_a_token_that_names_no_trainer_of_the_job_costs_no_review(
     claimed: Caller | None, real: Caller | None, status: int, asked: int
 ) -> None:
     verifier = Verifier(claimed, real)
-    assert (answer(verifier), verifier.asked) == (status, asked)
+    assert (answers(verifier), verifier.asked) == ([status], asked)
+
+
+def test_forged_tokens_in_a_pods_name_cost_few_reviews() -> None:
+    verifier = Verifier(TRAINER, None)
+    assert answers(verifier, times=9) == [401] * 3 + [429] * 6
+    assert verifier.asked == 3
+
+
+def test_a_token_that_is_known_to_be_good_needs_no_review_to_be_left() -> None:
+    verifier = Verifier(TRAINER, Caller(namespace=KEY[0], pod="other", pod_uid="o"), known=True)
+    assert answers(verifier, times=9) == [401] * 9

@@ -5,6 +5,9 @@ import base64
 import json
 from typing import Any, cast
 
+import pytest
+
+from olivine_operator.runtime import tokens as module
 from olivine_operator.runtime.api import KubeApi
 from olivine_operator.runtime.rate_limit import RateLimit
 from olivine_operator.runtime.tokens import Caller, TokenVerifier
@@ -45,6 +48,31 @@ def test_a_good_token_is_reviewed_once() -> None:
     assert reviews.asked == 1
 
 
+def test_refusals_push_no_good_token_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 2)
+    reviews = Reviews()
+    verifier = TokenVerifier(cast(KubeApi, reviews), lambda: 1000.0)
+
+    async def scenario() -> None:
+        assert await verifier.caller(token()) is not None
+        reviews.status["authenticated"] = False
+        for number in range(5):
+            assert await verifier.caller(token(jti=number)) is None
+            assert not verifier.remembers(token(jti=number))
+
+    asyncio.run(scenario())
+    assert verifier.remembers(token())
+    assert not verifier.remembers("junk")
+
+
+def test_a_verdict_that_is_too_old_is_not_remembered() -> None:
+    now = 1000.0
+    verifier = TokenVerifier(cast(KubeApi, Reviews()), lambda: now)
+    asyncio.run(verifier.caller(token()))
+    now = 1600.0
+    assert not verifier.remembers(token())
+
+
 def test_junk_is_refused_without_asking() -> None:
     reviews = Reviews()
     junk = ["", "a.b", "a.b.c", "a.e30.c", token(aud="kubernetes"), token(exp=999), token(exp="never"), "e30.W10.c2ln"]
@@ -74,9 +102,10 @@ def test_tokens_that_are_good_for_others_or_for_no_pod_are_refused() -> None:
 
 
 def test_a_sender_may_send_once_a_second_with_a_little_patience() -> None:
-    limit = RateLimit(per_second=1, burst=2)
-    assert [limit.allows("a", t) for t in (0, 0, 0, 0.5, 1.0, 1.1)] == [True, True, False, False, True, False]
-    assert limit.allows("b", 1.1)
+    clock = iter((0, 0, 0, 0.5, 1.0, 1.1, 1.1))
+    limit = RateLimit(per_second=1, burst=2, clock=lambda: next(clock))
+    assert [limit.allows("a") for _ in range(6)] == [True, True, False, False, True, False]
+    assert limit.allows("b")
 
 
 def test_who_a_token_claims_to_be_is_read_without_asking() -> None:

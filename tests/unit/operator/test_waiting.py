@@ -47,6 +47,18 @@ def test_a_pod_that_is_set_up_for_long_is_told_of() -> None:
     assert condition(late.status, "Running").reason == "ContainerCreating"
 
 
+def test_the_same_trouble_of_another_pod_is_told_with_its_name() -> None:
+    def stuck(name: str, seconds: float, words: str) -> PodView:
+        held = ChildCondition(type="PodScheduled", reason="Unschedulable", message=words, since=T0)
+        return pod(name, created=after(seconds), unschedulable=held)
+
+    first = look(accepted(), kind=child(), pods=[stuck("tone-0", 0, "0/1 nodes")])
+    assert look(first.status, kind=child(), pods=[stuck("tone-0", 0, "0/2 nodes")]).status is None
+    second = look(first.status, kind=child(), pods=[stuck("tone-1", 9, "0/2 nodes")])
+    assert condition(second.status, "Running").message == "no node takes pod tone-1: 0/2 nodes"
+    assert second.events == ()
+
+
 def test_the_same_trouble_in_other_words_is_no_news() -> None:
     first = look(accepted(), kind=child(), pods=[pod(waiting_reason="ErrImagePull", waiting_message="denied")])
     assert [event.reason for event in first.events] == ["ImagePullBackOff"]

@@ -12,7 +12,7 @@ from olivine_api import names
 from olivine_api.status import JobIdentity, Snapshot
 from olivine_trainer.reporting.logs import log, warn
 
-INTERVAL = 3.0  # seconds between two POSTs
+INTERVAL = 2.0  # seconds between two POSTs
 _TIMEOUT = 5.0  # seconds for one of them
 _OK = range(200, 300)
 
