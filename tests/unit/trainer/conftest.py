@@ -23,6 +23,36 @@ from olivine_trainer.storage.credentials import Access
 from tests.support.models import make_tiny_llama, make_tokenizer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_cuda() -> Iterator[pytest.MonkeyPatch]:
+    """The tests' promises are the CPU's: a CUDA device is hidden from them, from wider fixtures and from workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        _hide_cuda(patch)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def with_cuda_where_marked(request: pytest.FixtureRequest, without_cuda: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests marked `gpu` see it; accelerate, which keeps its device for the process's life, starts anew before and after."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    without_cuda.undo()
+    yield
+    _hide_cuda(without_cuda)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _hide_cuda(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return make_tokenizer()

@@ -79,6 +79,30 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> No
         renderer.example(chat_row("u:hi", "a:ho", "u:more", "a:ha"))
 
 
+def test_an_answer_may_begin_with_a_line_break(tokenizer: Any) -> None:
+    """Many tokenizers make one token of the prompt's last line break and the answer's first: generation starts between them."""
+    merging = _with_merged_line_breaks(tokenizer)
+    assert len(merging.encode("\n\n")) == 1
+    renderer = ChatRenderer(merging, "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.COMPLETION, source="data.train")
+    example = renderer.example(chat_row("u:hi", "a:\nho", "u:more", "a:\nha"))
+    assert learned_text(merging, example) == "\nho<|im_end|>\nha<|im_end|>"
+    assert merging.decode(example.prompt_ids).endswith("more<|im_end|>\n<|im_start|>assistant\n")
+    alone = renderer.example(chat_row("u:hi", "a:\nho"))
+    assert alone.prompt_ids.tolist() == merging.encode(alone.prompt)
+
+
+def test_a_chat_keeps_the_tokens_of_its_whole_text_where_none_straddles_a_turn(tokenizer: Any) -> None:
+    """SentencePiece-like tokenizers put a word mark before whatever they are given: an answer on its own would get one."""
+    marking = _with_word_marks(tokenizer)
+    assert marking.tokenize("ho") != marking.tokenize("<|im_start|>ho")[1:]
+    renderer = ChatRenderer(marking, "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.COMPLETION, source="data.train")
+    row = chat_row("s:be kind", "u:hi", "a:ho", "u:more", "a:ha ha")
+    whole = marking.encode(marking.apply_chat_template(row.fields["chat"], tokenize=False), add_special_tokens=False)
+    example = renderer.example(row)
+    assert example.ids.tolist() == whole[: len(example.ids)]
+    assert learned_text(marking, example) == "ho<|im_end|>ha ha<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -105,6 +129,57 @@ def _with_template(tokenizer: Any, template: str | None) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
     return changed
+
+
+def _rebuilt(tokenizer: Any, change: Callable[[dict[str, Any]], None]) -> Any:
+    """The tokenizer with its JSON changed."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(raw)
+    backend = Tokenizer.from_str(json.dumps(raw))
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made.chat_template = tokenizer.chat_template
+    return made
+
+
+def _with_merged_line_breaks(tokenizer: Any) -> Any:
+    """As Qwen's: line breaks in a row are one word, and two of them one token."""
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["model"]["vocab"]["ĊĊ"] = len(raw["model"]["vocab"])
+        raw["model"]["merges"].append(["Ċ", "Ċ"])
+        words = {"type": "Split", "pattern": {"Regex": r"[\r\n]+|[^\r\n]+"}, "behavior": "Isolated", "invert": False}
+        bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [words, bytewise]}
+
+    return _rebuilt(tokenizer, change)
+
+
+def _with_word_marks(tokenizer: Any) -> Any:
+    """As Llama 2's: white space is a mark, which the text's first word gets too."""
+
+    def change(raw: dict[str, Any]) -> None:
+        for text in ("▁", "\n"):
+            raw["model"]["vocab"][text] = len(raw["model"]["vocab"])
+        marks = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        raw["pre_tokenizer"] = raw["decoder"] = marks
+
+    return _rebuilt(tokenizer, change)
+
+
+def _with_leading_token(tokenizer: Any) -> Any:
+    """Sequences begin with <|im_start|> (id 0), as those of Llama begin with BOS."""
+
+    def change(raw: dict[str, Any]) -> None:
+        start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        known = {"<|im_start|>": {"id": "<|im_start|>", "ids": [0], "tokens": ["<|im_start|>"]}}
+        pair = [start, text, {"Sequence": {"id": "B", "type_id": 0}}]
+        raw["post_processor"] = {"type": "TemplateProcessing", "single": [start, text], "pair": pair, "special_tokens": known}
+
+    return _rebuilt(tokenizer, change)
 
 
 def test_templates_substitute_escape_and_refuse() -> None:
@@ -147,6 +222,28 @@ def test_unreadable_rows_are_named_by_line(tmp_path: Path, name: str, content: s
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=says):
         read_rows(tmp_path / name, "data.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"a": "x"}\n{"a": ["cut \\ud83d"]}\n', r"line 2 of a\.jsonl holds \\ud83d, one half of a character"),
+        ("a.json", '[{"a": "x"}, {"\\uDE00": 1}]', r"row 2 of a\.json holds \\ude00, one half of a character"),
+    ],
+    ids=["in a value", "in a name"],
+)
+def test_half_a_character_is_named_by_line(tmp_path: Path, name: str, content: str, says: str) -> None:
+    """Software that cuts texts by UTF-16 units leaves half an emoji: no UTF-8 can hold it."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=says) as caught:
+        read_rows(tmp_path / name, "data.train")
+    assert caught.value.reason is Reason.DATA_UNREADABLE
+    caught.value.message.encode()
+
+
+def test_an_escaped_emoji_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": "\\ud83d\\ude00 \\\\ud83d"}\n')
+    assert [row.fields for row in read_rows(tmp_path / "a.jsonl", "data.train")] == [{"a": "😀 \\ud83d"}]
 
 
 def _parquet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -205,6 +302,24 @@ def test_overflow_is_dropped_or_truncated_and_counted(tokenizer: Any) -> None:
     assert (hopeless.dropped, hopeless.truncated) == (1, 0)
 
 
+def test_a_cut_prompt_keeps_the_token_that_begins_every_sequence(tokenizer: Any) -> None:
+    leading = _with_leading_token(tokenizer)
+    assert leading.encode("ha")[0] == 0
+    cut = _long_row(leading, OnOverflow.TRUNCATE, 8).examples[0]
+    assert (len(cut.ids), cut.ids[0], cut.learned[0]) == (8, 0, False)
+    assert "one two three four five six".endswith(leading.decode(cut.prompt_ids[1:]))
+    assert learned_text(leading, cut) == " joy<|im_end|>"
+    answer = int(cut.learned.sum())
+    assert _long_row(leading, OnOverflow.TRUNCATE, answer + 1).dropped == 1  # the prompt would be that token alone
+
+
+def test_a_cut_chat_keeps_the_token_that_begins_every_sequence(tokenizer: Any) -> None:
+    """There the chat template writes it; the role marks of a tokenizer that adds none are no such token."""
+    for one, kept in ((tokenizer, 0), (_with_leading_token(tokenizer), 1)):
+        renderer = ChatRenderer(one, "chat", stop_ids=frozenset({STOP}), loss_on=LossOn.COMPLETION, source="data.train")
+        assert renderer.example(chat_row("u:hi", "a:ho")).leading == kept
+
+
 def test_a_cut_text_does_not_teach_to_stop(tokenizer: Any) -> None:
     fitted = fit_examples(
         [Row(1, {})],
@@ -260,6 +375,41 @@ def test_prepared_data_is_counted_and_digested(tmp_path: Path, tokenizer: Any) -
     assert resolved.tokens == sum(len(example.ids) for example in prepared.train)
     assert load_rows(data, path, None, seed=0).digest == resolved.digest
     assert load_rows(data, path, None, seed=1).digest != resolved.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "validation", "says"),
+    [
+        (
+            {"validation": {"uri": "file:///v.jsonl"}, "maxLength": 16, "onOverflow": "Drop"},
+            [{"phrase": "a very long phrase indeed", "tone": "joy"}],
+            "1 of 1 rows were dropped as longer than data.maxLength 16; raise it, or leave data.validation out",
+        ),
+        (
+            {"validationFraction": 0.1, "maxLength": 16, "onOverflow": "Drop"},
+            None,
+            "1 of 1 rows were dropped as longer than data.maxLength 16; raise it, or leave data.validationFraction out",
+        ),
+        (
+            {"validation": {"uri": "file:///v.jsonl"}, "template": {"text": "{phrase}"}, "lossOn": "All"},
+            [{"phrase": ""}],
+            "all 1 rows are empty; give rows with text, or leave data.validation out",
+        ),
+    ],
+    ids=["a file of its own", "a fraction", "empty rows"],
+)
+def test_validation_never_vanishes_silently(
+    tmp_path: Path, tokenizer: Any, changes: dict[str, Any], validation: list[dict[str, Any]] | None, says: str
+) -> None:
+    rows = [{"phrase": "ha", "tone": "joy"}, {"phrase": "ho", "tone": "a tone that is far too long"}]
+    data, path = make_data(tmp_path, rows, **changes)
+    file = write_rows(tmp_path / "v.jsonl", validation) if validation is not None else None
+    # One of the two is held back, and whether it is the long one is the seed's choice.
+    seed = next(seed for seed in range(99) if file or load_rows(data, path, None, seed=seed).split.train[0].number == 1)
+    with pytest.raises(DataError, match="no validation row is left that measures anything: ") as caught:
+        prepare_examples(data, load_rows(data, path, file, seed=seed), tokenizer, stop_ids=frozenset({STOP}))
+    assert caught.value.reason is Reason.DATA_EMPTY
+    assert caught.value.message.endswith(says)
 
 
 def test_repeats_between_train_and_validation_files_are_counted(tmp_path: Path) -> None:

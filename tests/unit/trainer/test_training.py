@@ -490,6 +490,32 @@ def test_every_schedule_runs_and_resumes_through_json(name: Scheduler) -> None:
         ("warmup_stable_decay", {}, "does not suit scheduler warmup_stable_decay: .*num_decay_steps"),
         ("polynomial", {"scheduler_parameters": {"lr_end": 1.0}}, "does not suit scheduler polynomial"),
         ("linear", {"max_steps": None, "epochs": 1.0, "warmup_steps": 11}, "is 11, but training has 10 steps in all"),
+        ("polynomial", {"warmup_steps": 10}, "is 10, but training has 10 steps in all: lower training.warmupSteps to 9 or less"),
+        (
+            "cosine",
+            {"scheduler_parameters": {"num_cycles": "two"}},
+            "suit scheduler cosine: num_cycles is 'two', it must be a finite number",
+        ),
+        ("polynomial", {"scheduler_parameters": {"power": "x"}}, "suit scheduler polynomial: power is 'x'"),
+        ("reduce_lr_on_plateau", {"scheduler_parameters": {"patience": "x"}}, "patience is 'x'"),
+        ("reduce_lr_on_plateau", {"scheduler_parameters": {"cooldown": "x"}}, "cooldown is 'x'"),
+        (
+            "warmup_stable_decay",
+            {"scheduler_parameters": {"num_decay_steps": 3, "decay_type": "slow"}},
+            "Unknown decay type: slow",
+        ),
+        ("inverse_sqrt", {"scheduler_parameters": {"timescale": 0}}, "suit scheduler inverse_sqrt: .*division"),
+        ("inverse_sqrt", {"scheduler_parameters": {"timescale": -7}}, "after step 7 of 10 cannot be computed"),
+        ("polynomial", {"scheduler_parameters": {"power": -1}}, "after step 10 of 10 cannot be computed"),
+        ("polynomial", {"scheduler_parameters": {"lr_end": -1}}, "after step 1 of 10 would be -0.0"),
+        ("cosine_with_min_lr", {"scheduler_parameters": {"min_lr_rate": math.inf}}, "min_lr_rate is inf"),
+        (
+            "cosine_with_min_lr",
+            {"learning_rate": 10, "scheduler_parameters": {"min_lr_rate": 1e308}},
+            r"after step \d of 10 would be inf, it must be a finite number from 0",
+        ),
+        ("greedy", {"scheduler_parameters": {"factor": 0}}, "suit scheduler greedy: .*division"),
+        ("reduce_lr_on_plateau", {"scheduler_parameters": {"factor": -1, "min_lr": -1}}, "after a measured loss would be -0.01"),
         ("greedy", {"learning_rate": 1e-4}, r"write training\.schedulerParameters\.min_lr"),
     ],
 )
@@ -499,6 +525,27 @@ def test_a_bad_schedule_parameter_is_named(name: str, changes: dict[str, Any], s
     training = Training.model_validate({"max_steps": 10, "learning_rate": 1e-2, "scheduler": name, **changes})
     with pytest.raises(ConfigurationError, match=says):
         Schedule(training, _optimizer(), 10)
+
+
+def test_a_schedule_that_gives_complex_rates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import optimization
+
+    from olivine_trainer.loop.schedule import Schedule
+
+    monkeypatch.setattr(optimization, "_get_linear_schedule_with_warmup_lr_lambda", lambda step, **_: (0.5 - step) ** 0.5)
+    training = Training(max_steps=10, learning_rate=1e-2, scheduler=Scheduler.LINEAR)
+    with pytest.raises(ConfigurationError, match=r"does not suit scheduler linear: .* after step 1 of 10 would be .*j"):
+        Schedule(training, _optimizer(), 10)
+
+
+def test_what_is_not_marked_gpu_sees_no_cuda_device() -> None:
+    """The promises are the CPU's (fp32, bit-exact), and must hold on a machine with a CUDA device too: here and in workers."""
+    import os
+
+    import torch
+
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert not torch.cuda.is_available()
 
 
 def test_a_model_without_a_tokenizer_is_told(tiny_model: Path, rows: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Chats, rendered by the model's own chat template; the assistant's turns and their stop tokens are learned.
 
-Where a turn begins and ends is found by rendering ever longer beginnings of the chat: each must be, token by token, the beginning
-of the next. A template that rewrites earlier turns (some drop their reasoning) breaks that and is refused, not guessed at.
+Where a turn begins and ends is found by rendering ever longer beginnings of the chat: each must be the beginning of the next.
+A template that rewrites earlier turns (some drop their reasoning) breaks that and is refused, not guessed at.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jinja2 import TemplateError
 from olivine_api.finetunejob import LossOn
 from olivine_api.reasons import Reason
 from olivine_trainer.data.rows import Row
+from olivine_trainer.data.tokens import leading_tokens
 from olivine_trainer.errors import DataError, ModelError
 from olivine_trainer.modeling.example import Example
 
@@ -45,22 +47,16 @@ class ChatRenderer:
         if not turns:
             raise self._fault(row, "has no message of the role assistant, so there is nothing to learn")
         messages = messages[: turns[-1] + 1]
-        whole = self._tokens(row, messages, prompt=False)
-        learned = np.full(len(whole), self._loss_on is LossOn.ALL, dtype=np.bool_)
+        text = self._render(row, messages, prompt=False)
+        cuts = self._cuts(row, messages, turns, text)
+        ids, marks = self._tokens(text, cuts)
+        learned = np.full(len(ids), self._loss_on is LossOn.ALL, dtype=np.bool_)
         start = end = 0
-        for index in turns:
-            before = self._tokens(row, messages[:index], prompt=True)
-            until = self._tokens(row, messages[: index + 1], prompt=False)
-            if until[: len(before)] != before or whole[: len(until)] != until:
-                raise self._fault(
-                    row,
-                    f"cannot be masked: the model's chat template renders message {index + 1} differently once more of the chat"
-                    " follows; keep one assistant message a row, or write data.template.prompt with completion",
-                )
-            start, end = len(before), self._turn_end(until, len(before))
+        for start, until in zip(marks[::2], marks[1::2], strict=True):
+            end = self._turn_end(ids[:until], start)
             learned[start:end] = True
         # What the template writes after the last stop token (a line break) is no part of the answer.
-        ids = whole[:end]
+        ids = ids[:end]
         if ids[-1] not in self._stop_ids:
             ids = [*ids, self._tokenizer.eos_token_id]
         mask = np.append(learned[:end], np.ones(len(ids) - end, dtype=np.bool_))
@@ -68,17 +64,42 @@ class ChatRenderer:
             ids=np.asarray(ids, dtype=np.int32),
             learned=mask,
             prompt_length=start,
-            prompt=self._render(row, messages[:-1], prompt=True),
+            leading=leading_tokens(self._tokenizer, ids),
+            prompt=text[: cuts[-2]],
             expected=messages[-1]["content"],
         )
+
+    def _cuts(self, row: Row, messages: Sequence[dict[str, str]], turns: Sequence[int], text: str) -> list[int]:
+        """Where the turns begin and end in the text of all messages, in turn. Raises DataError where they cannot be told."""
+        cuts: list[int] = []
+        for index in turns:
+            before = self._render(row, messages[:index], prompt=True)
+            until = self._render(row, messages[: index + 1], prompt=False)
+            if not (until.startswith(before) and text.startswith(until)) or len(before) < max(cuts, default=0):
+                raise self._fault(
+                    row,
+                    f"cannot be masked: the model's chat template renders message {index + 1} differently once more of the chat"
+                    " follows; keep one assistant message a row, or write data.template.prompt with completion",
+                )
+            cuts += [len(before), len(until)]
+        return cuts
 
     def _turn_end(self, until: Sequence[int], start: int) -> int:
         """One past the turn's last stop token; the whole turn where it has none."""
         ends = [position + 1 for position in range(start, len(until)) if until[position] in self._stop_ids]
         return ends[-1] if ends else len(until)
 
-    def _tokens(self, row: Row, messages: Sequence[dict[str, str]], *, prompt: bool) -> list[int]:
-        text = self._render(row, messages, prompt=prompt)
+    def _tokens(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The tokens of a text that ends with the last cut, and how many lie before each cut: none straddles one."""
+        ids = self._encode(text)
+        heads = [self._encode(text[:cut]) for cut in cuts]
+        if all(ids[: len(head)] == head for head in heads):
+            return ids, [len(head) for head in heads]
+        # A prompt's last line break and an answer's first may be one token, which generation after the prompt never makes.
+        pieces = [self._encode(text[start:end]) for start, end in pairwise([0, *cuts])]
+        return [token for piece in pieces for token in piece], list(accumulate(len(piece) for piece in pieces))
+
+    def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _render(self, row: Row, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:

@@ -14,7 +14,7 @@ from olivine_trainer.data.chat import ChatRenderer
 from olivine_trainer.data.rows import Row, read_rows
 from olivine_trainer.data.split import Split, split_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import completion_example, fit_examples, text_example
+from olivine_trainer.data.tokens import Fitted, completion_example, fit_examples, text_example
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 
@@ -63,7 +63,7 @@ def load_rows(data: Data, train_file: Path, validation_file: Path | None, *, see
 
 
 def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int]) -> Prepared:
-    """Tokenise both sides. Raises DataError: a row too long with onOverflow Fail, or no training row that is left."""
+    """Tokenise both sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train or validate on."""
 
     def fitted(rows: Sequence[Row], source: str):  # noqa: ANN202
         make = _maker(data, loaded.template, tokenizer, stop_ids, source)
@@ -72,11 +72,12 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
     train = fitted(loaded.split.train, "data.train")
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     if not any(example.learned_tokens for example in train.examples):
-        raise DataError(
-            Reason.DATA_EMPTY,
-            f"no training row is left that teaches anything: {train.dropped} of {len(loaded.split.train)} rows were dropped as longer"
-            f" than data.maxLength {data.max_length}; raise it",
-        )
+        why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
+        raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
+    if loaded.split.validation and not any(example.learned_tokens for example in validation.examples):
+        why = _why_none_is_left(validation, len(loaded.split.validation), data.max_length)
+        field = "data.validation" if data.validation is not None else "data.validationFraction"
+        raise DataError(Reason.DATA_EMPTY, f"no validation row is left that measures anything: {why}, or leave {field} out")
     resolved = ResolvedData(
         rows=len(train.examples),
         validation_rows=len(validation.examples),
@@ -87,6 +88,12 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         learned_tokens=sum(example.learned_tokens for example in train.examples),
     )
     return Prepared(train=train.examples, validation=validation.examples, resolved=resolved)
+
+
+def _why_none_is_left(fitted: Fitted, rows: int, max_length: int) -> str:
+    if fitted.dropped:
+        return f"{fitted.dropped} of {rows} rows were dropped as longer than data.maxLength {max_length}; raise it"
+    return f"all {rows} rows are empty; give rows with text"
 
 
 def _require(template: RowTemplate, rows: Sequence[Row], source: str) -> None:

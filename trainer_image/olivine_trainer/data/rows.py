@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from olivine_trainer.errors import DataError
 from olivine_trainer.faults import is_disk_fault, is_out_of_memory
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+# \ud83d and such; most files have none, and their rows need no closer look.
+_HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Row:
 def read_rows(path: Path, field: str) -> list[Row]:
     """All rows of a file. `field` (data.train, data.validation) is what errors name.
 
-    Raises DataError: unknown suffix, unreadable line (by number), a row that is no object, no rows at all.
+    Raises DataError: unknown suffix, unreadable line (by number), a row that is no object or holds half a character, no rows.
     """
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
@@ -54,7 +57,8 @@ def _json_lines(path: Path, field: str) -> Iterator[Row]:
                     Reason.DATA_UNREADABLE,
                     f"{field}: line {number} of {path.name} is not valid JSON: {error.msg} at column {error.colno}",
                 ) from None
-            yield Row(number, _as_object(value, f"{field}: line {number} of {path.name}"))
+            halves = _HALF_ESCAPED.search(line) is not None
+            yield Row(number, _as_object(value, f"{field}: line {number} of {path.name}", halves=halves))
 
 
 def _json(path: Path, field: str) -> Iterator[Row]:
@@ -70,8 +74,9 @@ def _json(path: Path, field: str) -> Iterator[Row]:
             Reason.DATA_UNREADABLE,
             f"{field}: {path.name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
         ) from None
+    halves = _HALF_ESCAPED.search(text) is not None
     for number, value in enumerate(values, start=1):
-        yield Row(number, _as_object(value, f"{field}: row {number} of {path.name}"))
+        yield Row(number, _as_object(value, f"{field}: row {number} of {path.name}", halves=halves))
 
 
 def _csv(path: Path, field: str) -> Iterator[Row]:
@@ -108,7 +113,21 @@ def _parquet(path: Path, field: str) -> Iterator[Row]:
         yield Row(number, fields)
 
 
-def _as_object(value: Any, where: str) -> dict[str, Any]:
+def _as_object(value: Any, where: str, *, halves: bool) -> dict[str, Any]:
+    """`halves`: half a character may be escaped in it."""
     if not isinstance(value, dict):
         raise DataError(Reason.DATA_UNREADABLE, f'{where} is not an object: each row must be like {{"field": "value", …}}')
+    if halves:
+        _require_whole_characters(value, where)
     return value
+
+
+def _require_whole_characters(value: dict[str, Any], where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            Reason.DATA_UNREADABLE,
+            f"{where} holds \\u{ord(error.object[error.start]):04x}, one half of a character that was cut in two (mostly an emoji):"
+            " write the whole character, or remove the half",
+        ) from None

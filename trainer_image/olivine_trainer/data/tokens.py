@@ -6,7 +6,8 @@ the prompt tokens that training saw.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,21 @@ def completion_example(tokenizer: Any, prompt: str, completion: str, *, loss_on:
     head = _encode_start(tokenizer, prompt)
     tail = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
     learned = [loss_on is LossOn.ALL] * len(head) + [True] * len(tail)
-    return _example(head + tail, learned, prompt_length=len(head), prompt=prompt, expected=completion)
+    leading = leading_tokens(tokenizer, head)
+    return _example(head + tail, learned, prompt_length=len(head), leading=leading, prompt=prompt, expected=completion)
 
 
 def text_example(tokenizer: Any, text: str) -> Example:
     """The text and the stop token; all of it is learned."""
     ids = [*_encode_start(tokenizer, text), tokenizer.eos_token_id]
     return _example(ids, [True] * len(ids), prompt_length=0)
+
+
+def leading_tokens(tokenizer: Any, ids: Sequence[int]) -> int:
+    """How many of the first tokens are those that the tokenizer puts before every text."""
+    bare = tokenizer.encode("", add_special_tokens=True)
+    same = (one == other for one, other in zip(ids, bare, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
 
 
 def _example(ids: Sequence[int], learned: Sequence[bool], **rest: Any) -> Example:
@@ -59,7 +68,7 @@ def fit_examples(
 ) -> Fitted:
     """Every row as an example of at most `max_length` tokens.
 
-    Fail raises DataError naming the row. Drop leaves it out. Truncate cuts a prompt at its start and
+    Fail raises DataError naming the row. Drop leaves it out. Truncate cuts a prompt at its start (BOS stays) and
     never the answer; a text at its end, where the stop token then is not taught, since the text does not end there. A row
     whose answer alone is too long cannot be cut: it is dropped. Both are counted.
     """
@@ -84,16 +93,10 @@ def fit_examples(
 
 def _truncate(example: Example, limit: int) -> Example | None:
     if example.expected is None:
-        return Example(ids=example.ids[:limit], learned=example.learned[:limit], prompt_length=0)
+        return replace(example, ids=example.ids[:limit], learned=example.learned[:limit])
     answer = len(example.ids) - example.prompt_length
     kept = limit - answer  # tokens of the prompt
-    if kept < 1:
+    if kept <= example.leading:
         return None
-    start = example.prompt_length - kept
-    return Example(
-        ids=example.ids[start:],
-        learned=example.learned[start:],
-        prompt_length=kept,
-        prompt=example.prompt,
-        expected=example.expected,
-    )
+    left = np.r_[: example.leading, example.prompt_length - kept + example.leading : len(example.ids)]
+    return replace(example, ids=example.ids[left], learned=example.learned[left], prompt_length=kept)

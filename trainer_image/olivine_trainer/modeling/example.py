@@ -16,6 +16,8 @@ class Example:
     """[tokens]; whether the token counts in the loss (the first never does: nothing predicts it)."""
     prompt_length: int
     """Tokens before the answer that evaluation asks for; 0 where there is none (text)."""
+    leading: int = 0
+    """Special tokens that the model expects at the start of every sequence (BOS); they stay where a prompt is cut at its start."""
     prompt: str = ""
     """The prompt as text, for samples."""
     expected: str | None = None
