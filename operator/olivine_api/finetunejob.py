@@ -377,11 +377,6 @@ class FineTuneJobSpec(ApiModel):
             holds=lambda s: s.evaluation.metrics is None or s.data.validation is not None or s.data.validation_fraction is not None,
             message="evaluation.metrics needs data.validation or data.validationFraction: there are no rows to measure on",
         ),
-        Rule(
-            cel="!(self.suspend && self.cancel)",
-            holds=lambda s: not (s.suspend and s.cancel),
-            message="suspend and cancel exclude each other: cancel ends the job for good",
-        ),
         Rule(cel="!oldSelf.cancel || self.cancel", message="cancel is final: use a new name, or kubectl replace --force"),
         # The spec may change until the child exists; the rule over status is at the root of the resource.
     )
@@ -399,7 +394,7 @@ class FineTuneJobSpec(ApiModel):
     suspend: bool = False
     """Pause: the pods save a checkpoint and go; false resumes from there."""
     cancel: bool = False
-    """End for good; checkpoints stay."""
+    """End for good, suspended or not; checkpoints stay."""
     retries: Retries = Retries()
 
 

@@ -161,6 +161,16 @@ def test_cancelled_its_job_is_deleted_and_it_stays_failed(ns: Namespace, operato
     assert not ns.children(JOBS, "off")
 
 
+def test_a_suspended_job_is_cancelled_by_the_same_patch(ns: Namespace, operator: OperatorProcess) -> None:
+    """The documented line was refused: suspend and cancel excluded each other."""
+    ns.apply("paused", suspend=True)
+    ns.wait_phase("paused", Phase.SUSPENDED)
+    ns.change("paused", cancel=True)
+    ns.wait_reason("paused", "Failed", "Cancelled")
+    assert ns.status("paused").phase is Phase.FAILED
+    assert not ns.children(JOBS, "paused")
+
+
 def test_deleted_its_children_are_collected(ns: Namespace, operator: OperatorProcess) -> None:
     ns.apply("gone")
     ns.wait_pod("gone")

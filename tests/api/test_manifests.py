@@ -48,7 +48,6 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
         "no rows to measure on",
     ),
-    "suspend and cancel": ({"suspend": True, "cancel": True}, "exclude each other"),
     "rank of zero": ({"method.lora.rank": 0}, "rank"),
     "secret with a wrong name": ({"storage.secretRef": {"name": "My_Secret"}}, "name"),
 }
@@ -63,6 +62,7 @@ RIGHT: dict[str, Json] = {
         "data.validation": {"uri": "s3://data/v.csv", "secretRef": {"name": "v"}},
     },
     "files": {"model.uri": "file:///models/tiny"},
+    "cancelled while suspended": {"suspend": True, "cancel": True},
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "everything about pods": {
         "pods": {

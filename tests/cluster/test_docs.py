@@ -71,6 +71,11 @@ def _dry_run(command: str) -> None:
     shell(f"{_here(command)} --dry-run=server")
 
 
+def _create(command: str) -> None:
+    # The namespace of the tests has it already, by the fixture.
+    shell(f"{command.replace('team-a', 'default')} --dry-run=server")
+
+
 def _run(command: str) -> None:
     shell(_here(command))
 
@@ -112,7 +117,7 @@ def _train(command: str, folder: Path) -> None:
 
 HOW: dict[str, Callable[[str], None]] = {
     r"helm install ": _install,
-    r"kubectl create secret ": _dry_run,
+    r"kubectl create secret ": _create,
     r"kubectl apply -f examples/": _apply,
     r"kubectl get ftj .*-w$": _watch,
     r"kubectl describe ftj": _run,
