@@ -22,6 +22,8 @@ CONFIG_DIR: Final = "/etc/olivine/job"
 CONFIG_SPEC: Final = "spec.json"  # FineTuneJobSpec, defaults filled in
 CONFIG_IDENTITY: Final = "identity.json"  # JobIdentity
 CONFIG_CA: Final = "status-ca.crt"  # trust anchor of the operator's status endpoint
+CONFIG_WORLD: Final = "world.json"  # World: how many pods and processes there are
+CONFIG_OVERRIDES: Final = "overrides.json"  # Overrides: a smaller micro-batch after a pod ran out of memory; often absent
 
 # Projected ServiceAccount token for the status endpoint.
 TOKEN_DIR: Final = "/var/run/secrets/olivine"
@@ -33,7 +35,15 @@ SCRATCH_DIR: Final = "/scratch"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_LIMIT: Final = 4096  # bytes; kubelet truncates the rest
 
+# Volumes of the user's: claims that pvc:// URIs name, each in a folder of its name, and the shared model cache.
+CLAIMS_DIR: Final = "/mnt/claims"
+MODEL_CACHE_DIR: Final = "/mnt/model-cache"
+
+# Several pods meet at the first one.
+RENDEZVOUS_PORT: Final = 29500
+
 # Environment of trainer pods.
+ENV_LEADER_HOST: Final = "OLIVINE_LEADER_HOST"  # DNS name of the pod with index 0; absent with one pod
 ENV_STATUS_URL: Final = "OLIVINE_STATUS_URL"
 ENV_POD_NAME: Final = "OLIVINE_POD_NAME"
 ENV_CPU_LIMIT: Final = "OLIVINE_CPU_LIMIT"  # whole CPUs, rounded up by the kubelet

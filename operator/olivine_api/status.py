@@ -203,7 +203,24 @@ class TerminationMessage(StatusModel):
     reason: ReasonText
     message: Message
     step: int | None = None
+    attempt: int | None = None
+    """Absent until the pod knew which attempt it worked for."""
     snapshot: Snapshot | None = None
+    """Of the pod with index 0 only: it knows what the others know."""
+
+
+class World(StatusModel):
+    """How many trainer pods there are, as the training child has it."""
+
+    pods: Annotated[int, Field(ge=1, le=1024)] = 1
+    processes_per_pod: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+class Overrides(StatusModel):
+    """What the operator changed of the training to heal it; the effective batch stays the same."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
 
 
 class JobIdentity(StatusModel):
