@@ -63,11 +63,11 @@ class OutOfMemoryError(TrainerError):
 
     exit_code = ExitCode.OUT_OF_MEMORY
 
-    def __init__(self, detail: str, *, step: int | None = None) -> None:
+    def __init__(self, detail: str, *, step: int | None = None, one_row: bool = False) -> None:
+        smaller = "" if one_row else "lower training.batchSize and raise training.gradientAccumulationSteps by the same factor, "
         super().__init__(
             Reason.OUT_OF_MEMORY,
-            f"{detail}; lower training.batchSize and raise training.gradientAccumulationSteps by the same factor,"
-            " lower data.maxLength, or raise pods.resources.limits.memory",
+            f"{detail}; {smaller}lower data.maxLength, or raise pods.resources.limits.memory",
             step=step,
         )
 
@@ -88,6 +88,15 @@ class SupersededError(TrainerError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.SUPERSEDED, message)
+
+
+class PeerLostError(TrainerError):
+    """Another rank of this attempt is gone: nobody can go on without it."""
+
+    exit_code = ExitCode.PEER_LOST
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.PEER_LOST, message)
 
 
 class InterruptedRunError(TrainerError):
