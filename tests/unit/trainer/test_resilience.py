@@ -24,6 +24,7 @@ from olivine_trainer.loop.stop import AskedToGo, StopFlag
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.records import RunRecords
+from olivine_trainer.world.world import alone
 from tests.support.models import VOCABULARY
 from tests.unit.trainer.support import kill_in_step, local_store, make_job, run_job, tone_rows, write_rows
 
@@ -166,6 +167,7 @@ def test_a_baseline_that_is_no_number_does_not_poison_the_run(tmp_path: Path) ->
         board=Board(None),
         engine=SimpleNamespace(model=SimpleNamespace(disable_adapter=_Nothing)),
         evaluator=SimpleNamespace(everything=lambda _: measured),
+        world=alone(),
     )
     assert train._measure_base(run).metrics == {"accuracy": 0.5}
     assert train._measure_base(run).metrics == {"accuracy": 0.5}  # read back
