@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -90,10 +91,8 @@ class Team:
         self._alive.clear()
 
     def _pause(self) -> None:
-        try:
+        with suppress(subprocess.TimeoutExpired):  # a wait without a timeout would hold signals back on some platforms
             next(iter(self._alive.values())).wait(timeout=_POLL)
-        except subprocess.TimeoutExpired:
-            pass  # a wait without a timeout would hold signals back on some platforms
 
     def _fallen(self) -> list[Death]:
         deaths: list[Death] = []

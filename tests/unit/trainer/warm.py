@@ -1,0 +1,12 @@
+"""What every rank imports, imported once: the ranks of the tests are forked from a process that has run this module."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from olivine_trainer.modeling.imports import import_training_stack
+
+import_training_stack()
+
+import tests.unit.trainer.faulty  # noqa: E402, F401
