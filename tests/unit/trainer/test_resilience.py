@@ -67,6 +67,55 @@ def test_the_machines_faults_are_not_the_models(
         loading.load_model(tmp_path, "s3://models/x", torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("error", "expected", "says"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            OutOfMemoryError,
+            "memory ran out while .* can't allocate memory: you tried to allocate 9 bytes",
+        ),
+        (
+            ValueError("3 experts, 4 gates"),
+            ModelError,
+            "cannot be loaded as a causal language model: ValueError: 3 experts, 4 gates",
+        ),
+    ],
+    ids=["memory", "a broken model"],
+)
+def test_experts_that_cannot_be_merged_are_told_by_their_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[TrainerError], says: str
+) -> None:
+    """transformers merges the experts of a mixture while it loads, and only logs why that failed."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM, core_model_loading
+
+    from olivine_trainer.modeling.loading import load_model
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+    model.save_pretrained(tmp_path)
+    assert load_model(tmp_path, "s3://models/moe", torch.float32).num_parameters() == model.num_parameters()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(core_model_loading.MergeModulelist, "convert", fail)
+    with pytest.raises(expected, match=says):
+        load_model(tmp_path, "s3://models/moe", torch.float32)
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    import torch
+
+    from olivine_trainer.modeling.loading import load_model
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = _copied(tiny_model, tmp_path / "broken", lambda tensors: tensors.update({name: torch.zeros(3, 3)}))
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .*3, 3"):
+        load_model(broken, "s3://models/broken", torch.float32)
+
+
 def _copied(model: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """The model with its tensors changed."""
     from safetensors.torch import load_file, save_file

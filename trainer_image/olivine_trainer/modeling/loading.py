@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavailableError
 from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
+from olivine_trainer.modeling.overheard import complaint, overheard
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,19 @@ def load_tokenizer(folder: Path, uri: str) -> Tokenizer:
 
 def load_model(folder: Path, uri: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`, frozen, with its own code only. Raises ModelError where transformers knows no such causal model."""
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
-        _raise_platform_fault(error, uri)
-        raise ModelError(
-            Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(error, 400)}"
-        ) from None
+    with overheard() as reports:
+        try:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
+            _raise_platform_fault(error, uri)
+            told = complaint(error, reports)
+            _raise_platform_fault(told, uri)
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(told, 400)}"
+            ) from None
     model, report = loaded
     # transformers fills in random numbers, other ones each time.
     if missing := sorted(report["missing_keys"]):
