@@ -1,6 +1,5 @@
 """PID 1: real processes where it matters, and the judgement over a worker's death as a function of what is left."""
 
-import json
 import os
 import signal
 import subprocess
@@ -25,70 +24,8 @@ from olivine_trainer.cli.verdict import decide
 from olivine_trainer.early_signals import EarlySignals
 from olivine_trainer.errors import ConfigurationError, PeerLostError
 from olivine_trainer.reporting.board import WorkerFiles, write_atomically
+from tests.unit.trainer.pid1 import Trainer
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
-
-# A termination log of the test's own: /dev/termination-log is the pod's.
-_MAIN = """
-import sys
-from pathlib import Path
-from olivine_trainer.cli.manifest import bare, read_manifest
-from olivine_trainer.cli.supervisor import supervise
-job = read_manifest(Path(sys.argv[1]), namespace=None, name=None, uid="u1")
-sys.exit(supervise(job, bare(job), Path(sys.argv[2])))
-"""
-
-
-class Trainer:
-    """`olivine-train --spec` as a process of its own."""
-
-    def __init__(self, tmp_path: Path, job: Any, **environ: str) -> None:
-        self.log = tmp_path / "log"
-        self.termination = tmp_path / "termination-log"
-        self.termination.touch()
-        manifest = tmp_path / "job.yaml"
-        manifest.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "olivine.dev/v1alpha1",
-                    "kind": "FineTuneJob",
-                    "metadata": {"name": "tone", "namespace": "team"},
-                    "spec": job.spec.to_json_dict(),
-                }
-            )
-        )
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(manifest), str(self.termination)],
-                stderr=log,
-                stdout=log,
-                env={**os.environ, "OLIVINE_CPU_LIMIT": "1", "TMPDIR": str(tmp_path), **environ},
-            )
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-
-    def worker(self) -> int:
-        """The pid of its child."""
-        deadline = time.monotonic() + 20
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        while not (found := children.read_text().split()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return int(found[0])
-
-    def end(self, seconds: float = 60) -> tuple[int, TerminationMessage]:
-        try:
-            code = self.process.wait(seconds)
-        finally:
-            self.process.kill()
-        return code, TerminationMessage.model_validate_json(self.termination.read_bytes())
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 def test_a_users_mistake_is_one_line_and_is_told_before_torch_is_imported(tmp_path: Path) -> None:
@@ -113,7 +50,7 @@ def test_a_killed_worker_still_has_a_last_word(tmp_path: Path, tiny_model: Path)
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(24))
     trainer = Trainer(tmp_path, make_job(tiny_model, rows, f"file://{tmp_path}/runs"))
     trainer.wait_for("attempt 1 of")
-    os.kill(trainer.worker(), signal.SIGKILL)
+    os.kill(trainer.workers()[0], signal.SIGKILL)
     code, message = trainer.end(20)
     assert code == 1  # neither 137, which would blame the container, nor 20: nothing was killed for memory
     assert (message.category, message.reason) == (Category.INFRASTRUCTURE, Reason.POD_FAILED)

@@ -61,9 +61,9 @@ def load_model(folder: Path, uri: str, dtype: torch.dtype) -> PreTrainedModel:
                 str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
-            _raise_platform_fault(error, uri)
             told = complaint(error, reports)
             _raise_platform_fault(told, uri)
+            _raise_platform_fault(error, uri)
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(told, 400)}"
             ) from None
@@ -98,6 +98,7 @@ def embeddings(model: PreTrainedModel) -> int:
 def _raise_platform_fault(error: Exception, uri: str) -> None:
     """Memory that ran out and disks that fail say nothing of the model."""
     if is_out_of_memory(error):
-        raise OutOfMemoryError(f"memory ran out while model.uri {uri} was loaded: {first_line(error, 400)}") from error
+        detail = f"memory ran out while model.uri {uri} was loaded: {first_line(error, 400)}"
+        raise OutOfMemoryError(detail, advice="raise pods.resources.limits.memory, or take a smaller model") from error
     if is_disk_fault(error):
         raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {first_line(error, 400)}") from error
