@@ -10,12 +10,14 @@ from typing import Any
 
 from olivine_trainer.loop import engine, publish
 
+_ENGINE: Any = engine.Engine
+_LOSS: Any = engine.SummedLoss
 Fault = Callable[[], None]
 
 
 def _before_micro_batch(step: int, act: Callable[[], None]) -> None:
     """Act before the second look in optimizer step `step` (from 0): half its gradients are there."""
-    real = engine.Engine.train_step
+    real = _ENGINE.train_step
 
     def train_step(self: Any, examples: Any, at: int, micro: int, go_on: Callable[..., None]) -> Any:
         looks = 0
@@ -29,7 +31,7 @@ def _before_micro_batch(step: int, act: Callable[[], None]) -> None:
 
         return real(self, examples, at, micro, counted)
 
-    engine.Engine.train_step = train_step
+    _ENGINE.train_step = train_step
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class SlowSteps:
     seconds: float
 
     def __call__(self) -> None:
-        real = engine.Engine.train_step
+        real = _ENGINE.train_step
 
         def train_step(self_: Any, *arguments: Any) -> Any:
             time.sleep(self.seconds)
             return real(self_, *arguments)
 
-        engine.Engine.train_step = train_step
+        _ENGINE.train_step = train_step
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class NoRoomFor:
     def __call__(self) -> None:
         import torch
 
-        real = engine.SummedLoss.forward
+        real = _LOSS.forward
         seen = 0
 
         def forward(self_: Any, ids: Any, *arguments: Any) -> Any:
@@ -82,7 +84,7 @@ class NoRoomFor:
                 )
             return real(self_, ids, *arguments)
 
-        engine.SummedLoss.forward = forward
+        _LOSS.forward = forward
 
 
 @dataclass(frozen=True)

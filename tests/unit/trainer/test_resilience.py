@@ -92,7 +92,13 @@ def test_experts_that_cannot_be_merged_are_told_by_their_cause(
 
     from olivine_trainer.modeling.loading import load_model
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "num_local_experts": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "vocab_size": 32,
+        "num_local_experts": 2,
+    }
     model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
     model.save_pretrained(tmp_path)
     assert load_model(tmp_path, "s3://models/moe", torch.float32).num_parameters() == model.num_parameters()

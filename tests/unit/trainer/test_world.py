@@ -14,6 +14,7 @@ import pytest
 from olivine_api.exit_codes import ExitCode
 from olivine_api.reasons import Reason
 from olivine_api.status import Overrides, Snapshot, TerminationMessage
+from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.evaluation.loss import dealt
 from olivine_trainer.loop.claim import open_run
 from olivine_trainer.storage.head import take_attempt
@@ -253,3 +254,15 @@ def test_a_run_superseded_by_a_zombies_successor_writes_nothing_more(bench: Benc
     assert started[0].end().reason == Reason.SUPERSEDED
     assert started[1].code() == ExitCode.PEER_LOST, started[1].log
     assert not [item.key for item in run.list("artifacts")]
+
+
+def test_more_processes_than_devices_are_told_before_nccl_chokes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    channel: Any = object()  # never reached
+    with pytest.raises(
+        ConfigurationError, match=r"process 2 of this pod, which has 1 CUDA device: one process a device, so write 1"
+    ):
+        World(Place(1, 1, 2, "127.0.0.1", 0), channel).start_group()

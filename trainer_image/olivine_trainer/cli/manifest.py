@@ -55,7 +55,7 @@ MOUNTED = Surroundings(read_mounted_world, read_mounted_overrides)
 
 def bare(job: Job) -> Surroundings:
     """Of `olivine-train --spec`: one pod's worth of processes on this machine."""
-    world = World(processes_per_pod=getattr(job.spec.pods, "processes_per_pod", 1))
+    world = World(processes_per_pod=job.spec.pods.processes_per_pod)
     return Surroundings(world=lambda: world, overrides=lambda: None)
 
 
