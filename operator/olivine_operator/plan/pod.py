@@ -128,4 +128,3 @@ def secret_sources(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
         for role, ref in roles.items()
         if ref is not None
     ]
-

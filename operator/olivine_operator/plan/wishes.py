@@ -1,6 +1,6 @@
 """What the spec of a job that has started still decides. Read leniently: another release may have stored it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ class Wishes:
 
     suspend: bool = False
     cancel: bool = False
-    retries: Retries = Retries()
+    retries: Retries = field(default_factory=Retries)
     pods: int = 1
     processes_per_pod: int = 1
     resources: Raw | None = None
