@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class KubeApi:
         resources = (await self.request("GET", kind, kind.prefix))["resources"]
         return any(item["name"] == kind.plural for item in resources)
 
-    async def select(self, kind: Kind, namespace: str, fields: dict[str, str]) -> list[Json]:
+    async def select(self, kind: Kind, namespace: str, fields: dict[str, str]) -> Sequence[Json]:
         """The objects of a namespace whose fields have these values."""
         query: dict[str, str | None] = {"fieldSelector": ",".join(f"{name}={value}" for name, value in fields.items())}
         return (await self.request("GET", kind, kind.path(namespace), verb="LIST", query=query))["items"]
@@ -119,7 +120,7 @@ class KubeApi:
         path = kind.path(namespace, name, subresource)
         return await self.request("PATCH", kind, path, body=body, query={"fieldManager": FIELD_MANAGER}, content_type=MERGE_PATCH)
 
-    async def json_patch(self, kind: Kind, namespace: str, name: str, operations: list[Json]) -> Json:
+    async def json_patch(self, kind: Kind, namespace: str, name: str, operations: Sequence[Json]) -> Json:
         """Changes exactly these places of an object."""
         path, query = kind.path(namespace, name), {"fieldManager": FIELD_MANAGER}
         return await self.request("PATCH", kind, path, body=operations, query=query, content_type=JSON_PATCH)
@@ -142,8 +143,8 @@ class KubeApi:
         kind: Kind,
         path: str,
         *,
-        body: Json | list[Json] | None = None,
-        query: dict[str, str | None] | None = None,
+        body: Json | Sequence[Json] | None = None,
+        query: Mapping[str, str | None] | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
         verb: str | None = None,
