@@ -1,9 +1,8 @@
 """What the plan sees of a FineTuneJob and its children: projections of raw objects, without what nobody reads (managedFields, templates)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Literal
 
 from olivine_api import names
@@ -59,7 +58,7 @@ class JobView:
     deleting: bool
     spec: Raw
     status: Raw
-    annotations: Mapping[str, str] = MappingProxyType({})
+    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
     """Kueue's only."""
 
     @property
