@@ -15,12 +15,21 @@ from olivine_operator.plan.outcome import Plan
 from olivine_operator.plan.pod import image_of
 from olivine_operator.plan.queueing import tell_queued
 from olivine_operator.plan.settings import OperatorSettings
+from olivine_operator.plan.showing import show_queued, wait_for_pod
 from olivine_operator.plan.training import follow_child
 from olivine_operator.plan.validation import Refusal, validate
 
 _OBSTACLE_RETRY_SECONDS = 15
 # Why there is no child, without anybody's having taken it away.
-_NO_INCIDENT = (Reason.SUSPENDED_BY_USER, Reason.NAME_TAKEN, Reason.CHILD_REFUSED, Reason.INVALID_SPEC, Reason.RESIZING)
+_NO_INCIDENT = (
+    Reason.SUSPENDED_BY_USER,
+    Reason.NAME_TAKEN,
+    Reason.CHILD_REFUSED,
+    Reason.INVALID_SPEC,
+    Reason.QUOTA_EXCEEDED,
+    Reason.RESIZING,
+)
+_IN_THE_WAY = (Reason.NAME_TAKEN, Reason.CHILD_REFUSED, Reason.INVALID_SPEC, Reason.QUOTA_EXCEEDED, Reason.CHILD_LOST)
 # A stage is news at once, but never more often than this.
 _STAGE_SECONDS = 1.0
 
@@ -90,12 +99,13 @@ def _without_child(draft: Draft) -> None:
         child=Child(kind=made.job["kind"], name=child_name(job)),
         resolved=(draft.status.resolved or Resolved()).model_copy(update={"image": image_of(spec.pods, draft.settings)}),
     )
+    running = draft.condition(ConditionType.RUNNING)
     if KUEUE_QUEUE_LABEL in job.labels:
         tell_queued(draft)
-    running = draft.condition(ConditionType.RUNNING)
+        show_queued(draft)
     # What stood in the way is told until the child is there, or the two states would alternate with each try.
-    if running is None or running.reason not in (Reason.NAME_TAKEN, Reason.CHILD_REFUSED, Reason.INVALID_SPEC, Reason.CHILD_LOST):
-        draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_POD, "the trainer pod is being started")
+    elif running is None or running.reason not in _IN_THE_WAY:
+        wait_for_pod(draft)
     draft.act(made)
 
 

@@ -42,7 +42,7 @@ def show_pods(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *,
     elif failed and restarting:
         _tell_restarting(draft, failed, missing)
     elif not (active and running is not None and running.reason == Reason.RESTARTING):
-        _wait_for_pod(draft)
+        wait_for_pod(draft)
 
 
 def _newest_by_index(pods: Sequence[PodView]) -> list[PodView]:
@@ -59,7 +59,7 @@ def show_resuming(draft: Draft) -> None:
     draft.update(next_retry_time=None)
     running = draft.condition(ConditionType.RUNNING)
     if running is None or running.reason != Reason.RESIZING:
-        _wait_for_pod(draft)
+        wait_for_pod(draft)
 
 
 def show_queued(draft: Draft) -> None:
@@ -78,7 +78,9 @@ def show_suspended(draft: Draft) -> None:
         message = f"spec.suspend is true: pod {left[0].name} saves a checkpoint and goes"
     else:
         message = "spec.suspend is true: no pod runs; false resumes from the last checkpoint"
-        draft.set(ConditionType.RUNNING, "False", Reason.SUSPENDED_BY_USER, "the job is suspended")
+        running = draft.condition(ConditionType.RUNNING)
+        if running is None or running.reason != Reason.RESIZING:
+            draft.set(ConditionType.RUNNING, "False", Reason.SUSPENDED_BY_USER, "the job is suspended")
     draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED_BY_USER, message)
 
 
@@ -101,7 +103,7 @@ def _show_active(draft: Draft, active: Sequence[PodView]) -> None:
         if not known or running is None or _names_another(running, trouble, pod):
             draft.set(ConditionType.RUNNING, "False", trouble.reason, trouble.message)
     elif running is None or running.reason != Reason.RESTARTING:
-        _wait_for_pod(draft)
+        wait_for_pod(draft)
     for pod in starting:
         slow = slow_at(pod, draft.now)
         if slow:
@@ -149,9 +151,9 @@ def _no_pod_comes(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...]
 
 def _tell_no_pod(draft: Draft, child: ChildView) -> None:
     """The Job controller knows why; it is asked, and what it says comes back as an obstacle."""
-    draft.update(next_retry_time=None)
     obstacle = draft.observed.obstacle
     if obstacle is not None:
+        draft.update(next_retry_time=None)
         running = draft.condition(ConditionType.RUNNING)
         # Quota is worded anew with each try.
         if running is None or running.reason != obstacle.reason:
@@ -169,7 +171,8 @@ def _tell_no_pod(draft: Draft, child: ChildView) -> None:
     draft.look_again_in(_EXPLAIN_AGAIN_SECONDS)
 
 
-def _wait_for_pod(draft: Draft) -> None:
+def wait_for_pod(draft: Draft) -> None:
+    """What is told while nothing is known to be wrong."""
     several = draft.wishes.pods > 1
     message = "the trainer pods are being started" if several else "the trainer pod is being started"
     draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_POD, message)
