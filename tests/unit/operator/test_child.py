@@ -204,7 +204,7 @@ def test_everything_that_a_user_may_choose_is_in_the_pod() -> None:
             ]
         }
     }
-    wishes = {
+    wishes: dict[str, Any] = {
         "affinity": affinity,
         "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
         "runtimeClassName": "gvisor",
