@@ -180,6 +180,17 @@ def test_sigterm_to_one_rank_is_a_checkpoint_of_all(bench: Bench, ranks: Ranks, 
     assert bench.adapter(second[0].end()) == bench.adapter(calm)
 
 
+@pytest.mark.parametrize(("rank", "says"), [(0, "waiting for the other ranks"), (1, "calling rank 0")])
+def test_a_rank_that_waits_for_the_others_goes_at_once_when_it_is_asked(bench: Bench, ranks: Ranks, rank: int, says: str) -> None:
+    (waiting,) = ranks.start(bench.job("waiting"), only=[rank])
+    waiting.wait_for(says)
+    start = time.monotonic()
+    waiting.kill(signal.SIGTERM)
+    assert waiting.code(20) == ExitCode.INTERRUPTED, waiting.log
+    assert time.monotonic() - start < 5
+    assert waiting.end().attempt is None  # nothing was begun
+
+
 def test_a_rank_that_dies_after_the_publish_is_not_missed(bench: Bench, ranks: Ranks, tmp_path: Path) -> None:
     """Its pod is replaced, to wait for nobody: it finds the end in the run's record."""
     linger = LingerAfterPublishing(tmp_path)
