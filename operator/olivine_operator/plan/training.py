@@ -45,7 +45,6 @@ def follow_child(draft: Draft, child: ChildView) -> None:
         return
     news = count_incidents(draft, child, failed, checkpoint_since=checkpoint_since)
     if draft.terminal or _overrun(draft) or _crash_loop(draft) or ended_by_deadline(draft):
-        endings.end_child(draft)
         return
 
     _keep_config_map(draft)
