@@ -54,7 +54,7 @@ def follow_child(draft: Draft, child: ChildView) -> None:
         follow_queue(draft, child)
     else:
         _suspend_or_resume(draft, child, sized=sized)
-    _show(draft, child, failed, news=news)
+    _show(draft, child, failed, news=news, sized=sized)
 
 
 def _suspend_or_resume(draft: Draft, child: ChildView, *, sized: bool) -> None:
@@ -64,15 +64,15 @@ def _suspend_or_resume(draft: Draft, child: ChildView, *, sized: bool) -> None:
         draft.act(SuspendChild(name=child.name, suspend=suspend, kind=child.kind))
 
 
-def _show(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *, news: bool) -> None:
+def _show(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *, news: bool, sized: bool) -> None:
     if not child.suspended:
         show_pods(draft, child, failed, news=news)
     elif child.queued and not suspended_by_user(draft, child):
         show_queued(draft)
     elif child.queued or draft.wishes.suspend:
-        show_suspended(draft)
+        show_suspended(draft, sized=sized)
     else:
-        show_resuming(draft)
+        show_resuming(draft, sized=sized)
 
 
 def _keep_config_map(draft: Draft) -> None:
