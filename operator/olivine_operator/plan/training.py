@@ -143,7 +143,7 @@ def _child_failed(draft: Draft, child: ChildView) -> None:
         return
     category = Category.USER if by_policy else Category.INFRASTRUCTURE
     message = f"the {child.kind} {child.name} failed: {ended.message}"
-    endings.fail(draft, Failure(category=category, reason=ended.reason or Reason.POD_FAILED, message=message[:1024], at=draft.now))
+    endings.fail(draft, Failure(category=category, reason=ended.reason or Reason.POD_FAILED, message=message, at=draft.now))
 
 
 def _overrun(draft: Draft) -> bool:
