@@ -19,7 +19,7 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LIMIT = 40  # room for the child's suffix and the pod's index in a 63-character label
 
 # A bucket and keys without empty or dotted parts: what an S3 server takes, and no path that means another.
-_URI = r"^(s3://[A-Za-z0-9._-]+|file://)(/[^/]+)*/?$"
+_URI = r"^((s3|gs|az|pvc)://[A-Za-z0-9._-]+|file://|hf://[^/]+)(/[^/]+)*/?$"
 _ENDPOINT = r"^https?://[^/\s]+/?$"
 _PLACE_RULES = (
     Rule(
@@ -68,12 +68,25 @@ class Source(ApiModel):
     """URL of an S3-compatible store. Default: its own Secret's AWS_ENDPOINT_URL; without one, storage's, where the scheme is the same."""
 
 
+class ModelCache(ApiModel):
+    """A volume that pods share, so that a restart downloads nothing."""
+
+    claim_name: ObjectName
+
+
 class ModelSource(Source):
     """The base model: a folder in Hugging Face layout."""
+
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    cache: ModelCache | None = None
+    trust_remote_code: bool = False
+    allowed_licenses: Annotated[list[FieldName], Field(min_length=1, max_length=64)] | None = None
 
 
 class DataSource(Source):
     """Rows: .jsonl, .json (an array or lines), .csv or .parquet."""
+
+    split: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = None
 
 
 class Template(ApiModel):

@@ -41,6 +41,9 @@ class Reason(StrEnum):
     NON_FINITE_LOSS = "NonFiniteLoss"
     SECRET_NOT_FOUND = "SecretNotFound"
     SOURCE_CHANGED = "SourceChanged"
+    LICENSE_NOT_ALLOWED = "LicenseNotAllowed"
+    SPLIT_NOT_FOUND = "SplitNotFound"
+    REMOTE_CODE_NOT_TRUSTED = "RemoteCodeNotTrusted"
 
     # the platform's to mend
     STORAGE_UNAVAILABLE = "StorageUnavailable"
