@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from olivine_trainer.cli.cgroup import MemoryCgroup, find_memory_cgroup
 
 from olivine_api.exit_codes import Category, ExitCode
 from olivine_api.names import ENV_CPU_LIMIT, ENV_STATUS_URL
 from olivine_api.reasons import Reason
 from olivine_api.status import Progress, Snapshot, Stage, TerminationMessage
-from olivine_trainer.cli.cgroup import MemoryCgroup, find_memory_cgroup
 from olivine_trainer.cli.environment import threads, worker_environment
 from olivine_trainer.cli.manifest import read_manifest, read_mounted_job
 from olivine_trainer.cli.supervisor import _Forwarder, judge

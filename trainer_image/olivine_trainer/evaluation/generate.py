@@ -65,9 +65,7 @@ def greedy_answers(
     return [answers[index] for index in range(len(examples))]
 
 
-def _batch_answers(
-    causal: Any, examples: Sequence[Example], tokenizer: Tokenizer, limit: int, device: torch.device
-) -> list[str]:
+def _batch_answers(causal: Any, examples: Sequence[Example], tokenizer: Tokenizer, limit: int, device: torch.device) -> list[str]:
     """Answers to one batch, whose first prompt is the longest."""
     width = examples[0].prompt_length
     ids = torch.full((len(examples), width), tokenizer.pad_id, dtype=torch.int64)

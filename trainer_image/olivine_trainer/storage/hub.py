@@ -5,6 +5,7 @@ last retry.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import ssl
@@ -18,11 +19,14 @@ from typing import Any, TypeVar
 from olivine_api.reasons import Reason
 from olivine_trainer.digests import sha256_file
 from olivine_trainer.errors import StorageUnavailableError, TrainerError
+from olivine_trainer.faults import is_disk_fault
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, user_error
 from olivine_trainer.storage.store import RETRY_DELAYS, Listing, ObjectInfo
 
 Result = TypeVar("Result")
+
+_LOCAL = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 PUBLIC_HUB = "https://huggingface.co"
 
@@ -120,7 +124,10 @@ class HubRepository:
     def sub(self, folder: str) -> "HubRepository":
         """The folder below this one."""
         child = object.__new__(HubRepository)
-        child.__dict__.update({key: value for key, value in self.__dict__.items() if key != "_files"})
+        child.__dict__.update(self.__dict__)
+        child.__dict__["_files"] = [
+            replace(item, key=item.key.removeprefix(f"{folder}/")) for item in self._files if item.key.startswith(f"{folder}/")
+        ]
         child.uri = f"{self.uri}/{folder}"
         child._address = replace(self._address, path=f"{self._address.path}/{folder}".strip("/"))
         return child
@@ -146,8 +153,10 @@ class HubRepository:
             return False
         path = f"{self._address.path}/{key}".strip("/")
 
-        def download(_: Any) -> Path:
-            return Path(
+        sha256 = known[key].tag
+
+        def download(_: Any) -> None:
+            found = Path(
                 hf_hub_download(
                     self._address.repository,
                     path,
@@ -159,18 +168,21 @@ class HubRepository:
                     local_files_only=self._offline,
                 )
             )
+            self._take(found.resolve(), target)
+            if sha256 is not None and sha256_file(target) != sha256:
+                target.unlink()
+                self._forget(found)
+                raise OSError(f"{path} is not what the hub says it is (sha256 differs)")
 
-        found = self._tried(download)
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._take(found.resolve(), target)
-        sha256 = known[key].tag
-        if sha256 is not None and sha256_file(target) != sha256:
-            target.unlink()
-            if not self._keeps:
-                found.resolve().unlink(missing_ok=True)
-                found.unlink(missing_ok=True)
-            raise StorageUnavailableError(f"{self.place}: {path} is not what the hub says it is (sha256 differs): it is fetched anew")
+        self._tried(download)
         return True
+
+    def _forget(self, found: Path) -> None:
+        """A damaged file, so that the client fetches it anew."""
+        if not self._keeps:
+            found.resolve().unlink(missing_ok=True)
+            found.unlink(missing_ok=True)
 
     def _take(self, blob: Path, target: Path) -> None:
         """Out of the client's cache without a second copy, where both lie on one file system."""
@@ -244,9 +256,9 @@ class HubRepository:
 
     def _tried(self, request: Callable[[Any], Result]) -> Result:
         """Run a request with a client, again after each delay while another try may help."""
+        from httpx2 import HTTPError  # noqa: PLC0415
         from huggingface_hub import HfApi  # noqa: PLC0415
         from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
-        from httpx2 import HTTPError  # noqa: PLC0415
 
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
         for delay in (*self._delays, None):
@@ -254,6 +266,8 @@ class HubRepository:
                 with self._client():
                     return request(api)
             except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+                if is_disk_fault(error) or getattr(error, "errno", None) in _LOCAL:
+                    raise  # of this machine's, not of the hub's
                 if (told := self._explain(error)) is not None:
                     raise told from None
                 if delay is None:
@@ -297,9 +311,7 @@ class HubRepository:
                 Reason.INVALID_SPEC,
                 f"CA_BUNDLE in the Secret of {field}.secretRef must hold certificates in PEM form: {error}",
             ) from None
-        return httpx2.Client(
-            event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None, verify=context
-        )
+        return httpx2.Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None, verify=context)
 
     def _explain(self, error: Exception) -> TrainerError | None:
         """The user's error behind the hub's answer; None where another try may help."""
@@ -330,7 +342,9 @@ class HubRepository:
             )
             kind = self._address.kind
             return user_error(
-                self.place, _missing(self.place), f"{what}: {self._endpoint} knows no {kind} {name!r}, or {token}: correct {field}.uri"
+                self.place,
+                _missing(self.place),
+                f"{what}: {self._endpoint} knows no {kind} {name!r}, or {token}: correct {field}.uri",
             )
         if isinstance(error, hub.EntryNotFoundError) and status == 404:
             return _EntryMissingError(_missing(self.place), f"{what} does not exist at revision {self.revision}")

@@ -1,6 +1,7 @@
 """The small records of a run: its specification, the base model's measurements, each attempt's progress, and its one publication."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,8 @@ class SourceDigests(StatusModel):
     attempt: int
     data: str
     model: str
+    commits: dict[str, str] = {}
+    """Of the hub's repositories, by role: later attempts read the same, whatever a branch has become."""
 
 
 class Baseline(StatusModel):
@@ -80,15 +83,16 @@ class RunRecords:
                 f"{self.run.uri} already holds a run of another specification: use a new name, or another storage.uri",
             )
 
-    def record_sources(self, mine: Attempt, *, data: str, model: str) -> None:
+    def record_sources(self, mine: Attempt, *, data: str, model: str, commits: Mapping[str, str] | None = None) -> None:
         """Write the digests of rows and base model once. Raises DataError or ModelError where an earlier attempt had others.
 
         Before the baseline is read and a checkpoint is taken up: both are of these sources alone.
         """
         known = self._sources()
         if known is None:
+            found = SourceDigests(attempt=mine.number, data=data, model=model, commits=dict(commits or {}))
             require_head(self.run, mine)
-            if self.run.put_if_absent(SOURCES, _json(SourceDigests(attempt=mine.number, data=data, model=model))):
+            if self.run.put_if_absent(SOURCES, _json(found)):
                 return
             known = self._sources()
         if known is None:
@@ -97,6 +101,11 @@ class RunRecords:
             raise DataError(Reason.SOURCE_CHANGED, _changed("the rows of data.train or data.validation have", known.attempt))
         if known.model != model:
             raise ModelError(Reason.SOURCE_CHANGED, _changed("the files of model.uri have", known.attempt))
+
+    def commits(self) -> dict[str, str]:
+        """The hub's commits that the run began with, by role."""
+        known = self._sources()
+        return known.commits if known is not None else {}
 
     def published(self) -> Published | None:
         """The run's end, where it has one."""

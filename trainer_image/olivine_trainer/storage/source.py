@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 from olivine_api import names
+from olivine_trainer.reporting.logs import warn
+from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import Place
-from olivine_trainer.storage.hub import HubRepository
+from olivine_trainer.storage.hub import HubRepository, HubUnavailableError
 from olivine_trainer.storage.store import Listing, ObjectInfo, Store
 
 
@@ -53,15 +55,39 @@ class Source(Protocol):
         ...
 
 
-def open_source(access: Access, scratch: Path, environ: Mapping[str, str], *, revision: str | None = None) -> Source:
-    """The source that `access` names. `revision`: of a hub's repository; `scratch`: where the hub's client keeps what it is at."""
+def open_source(
+    access: Access,
+    cache: FileCache,
+    scratch: Path,
+    environ: Mapping[str, str],
+    *,
+    revision: str | None = None,
+    commit: str | None = None,
+) -> Source:
+    """The source that `access` names, a hub's repository at one commit.
+
+    `commit`: the one that the run began with; else what `revision` names now, or named last where the hub is away and the cache
+    remembers. `scratch`: where the hub's client keeps what it is at.
+    """
     if access.scheme != "hf":
         return Store(access)
     own = environ.get("HF_HUB_CACHE")
-    return HubRepository(
+    repository = HubRepository(
         access,
         revision=revision,
         cache=Path(own) if own else scratch / "hub",
         offline=environ.get(names.ENV_HUB_OFFLINE, "").strip().lower() in ("1", "on", "yes", "true"),
         keeps=own is not None,
     )
+    if commit is not None:
+        return repository.at(commit)
+    name = f"{repository.repository}@{repository.asked}"
+    try:
+        cache.note(name, repository.revision)
+    except HubUnavailableError as error:
+        known = cache.noted(name)
+        if known is None:
+            raise
+        warn(f"{error.message}; revision {repository.asked!r} is taken to be still {known}, as the cache remembers it")
+        return repository.at(known)
+    return repository

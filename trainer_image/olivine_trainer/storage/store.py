@@ -15,9 +15,9 @@ from obstore.store import LocalStore
 
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, TrainerError
+from olivine_trainer.storage.clients import RemoteStore, connect, has_generations
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, explain, is_missing_bucket, is_retryable, unavailable, user_error
-from olivine_trainer.storage.clients import RemoteStore, connect, has_generations
 from olivine_trainer.storage.local import local_folder, put_if_match_locally
 
 Result = TypeVar("Result")
@@ -311,7 +311,11 @@ class Store:
             except (obs.BaseError, OSError) as error:
                 if (told := explain(error, self.place, granted=self._mood.granted)) is not None:
                     raise told from None
-                spent = delay is None or time.monotonic() - begun > _PATIENCE_SECONDS or (tries >= _HURRIED_TRIES and self._mood.hurried())
+                spent = (
+                    delay is None
+                    or time.monotonic() - begun > _PATIENCE_SECONDS
+                    or (tries >= _HURRIED_TRIES and self._mood.hurried())
+                )
                 if spent or not is_retryable(error, granted=self._mood.granted):
                     raise unavailable(error, self.place, doing) from error
                 self._sleep(delay or 0)
@@ -335,4 +339,3 @@ def _unusable(place: Place, error: Exception, *, ca: str | None = None) -> Train
 def _is_internal(key: str) -> bool:
     """Lock files of the local store's conditional writes."""
     return key.rpartition("/")[2].startswith(".lock-")
-

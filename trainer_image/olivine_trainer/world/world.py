@@ -162,4 +162,3 @@ class World:
 def alone() -> World:
     """A world of one process."""
     return World(Place(rank=0, local_rank=0, size=1, leader_host="127.0.0.1", port=0))
-
