@@ -12,6 +12,14 @@ _CLAIM = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _ROWS = ("train", "validation")
 
+# What stands between :// and the path.
+_FIRST_PARTS = {
+    "s3": (_BUCKET, "bucket"),
+    "gs": (_BUCKET, "bucket"),
+    "az": (_BUCKET, "container"),
+    "pvc": (_CLAIM, "PersistentVolumeClaim"),
+    "file": (re.compile("^$"), "machine to read files from"),
+}
 # What each scheme's address looks like.
 FORMS = {
     "s3": "s3://bucket/path",
@@ -52,12 +60,9 @@ def _fault(place: Place, scheme: str, rest: str) -> str | None:
     parts = path.rstrip("/").split("/") if path.strip("/") else []
     if scheme == "hf":
         return _hub_fault(place, rest.rstrip("/"))
-    if scheme in ("s3", "gs", "az") and not _BUCKET.match(first):
-        return f"{first!r} is no name of a {'container' if scheme == 'az' else 'bucket'}"
-    if scheme == "pvc" and not _CLAIM.match(first):
-        return f"{first!r} is no name of a PersistentVolumeClaim"
-    if scheme == "file" and first:
-        return "it needs three slashes"
+    pattern, called = _FIRST_PARTS[scheme]
+    if not pattern.match(first):
+        return f"{first!r} is no name of a {called}"
     if any(part in ("", ".", "..") for part in parts) or any(ord(sign) < 32 for sign in path):
         return "its path has an empty, a . or a .. part, or a control character"
     if place.role in _ROWS and not parts and scheme != "pvc":

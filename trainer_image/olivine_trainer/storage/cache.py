@@ -10,18 +10,20 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from olivine_trainer.digests import folder_digest, sha256_file
 from olivine_trainer.errors import StorageUnavailableError
-from olivine_trainer.reporting.logs import log, warn
+
+_LOGGER = logging.getLogger("olivine.storage")
 
 _FORMAT = "v1"
 _TURN_SECONDS = 900  # then a pod fetches for itself: the holder may hang
@@ -72,10 +74,10 @@ class FileCache:
         except FileNotFoundError:
             found = None
         except _DamagedError as error:
-            warn(f"a cached set of files is fetched anew: {error}", cache=str(self.root))
+            _LOGGER.warning(f"files in the cache at {self.root} are fetched anew: {error}")
             found = None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warn(f"the cache at {self.root} cannot be read ({error}): the files are fetched", cache=str(self.root))
+            _LOGGER.warning(f"the cache at {self.root} cannot be read ({error}): the files are fetched")
             found = None
         if found is None and self.fallback is not None:
             return self.fallback.find(state)
@@ -99,7 +101,7 @@ class FileCache:
                 raise
             if self.fallback is None:
                 raise StorageUnavailableError(f"files that were fetched cannot be kept at {self.root}: {error}") from error
-            warn(f"the cache at {self.root} cannot be written ({error.strerror}): this pod fetches for itself alone")
+            _LOGGER.warning(f"the cache at {self.root} cannot be written ({error.strerror}): this pod fetches for itself alone")
             return self.fallback.fill(state, download, needs=needs)
 
     def note(self, name: str, value: str) -> None:
@@ -128,7 +130,7 @@ class FileCache:
             self._write(self._state(state), json.dumps({"state": state, "digest": digest, "about": about}, indent=1).encode())
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        log("fetched", files=len(files), bytes=sum(sizes.values()), cache=str(self.root))
+        _LOGGER.info("%d files (%d bytes) are fetched into %s", len(files), sum(sizes.values()), self.root)
         return CachedFiles(folder=self._content(digest) / "files", files=files, sizes=sizes, about=about)
 
     def _adopt(self, staging: Path, digest: str) -> None:
@@ -176,7 +178,7 @@ class FileCache:
             shutil.rmtree(gone, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _turn(self, state: str) -> Iterator[bool]:
+    def _turn(self, state: str) -> Generator[bool]:
         """One pod at a time fetches `state`; yields whether it had to be waited for. A dead pod's lock is released by the kernel."""
         place = self.root / _FORMAT / "locks" / _hashed(state)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -188,14 +190,18 @@ class FileCache:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if not waited:
-                        log("another pod fetches the same files: this one waits", cache=str(self.root))
+                        _LOGGER.info("another pod fetches the same files: this one waits")
                     waited = True
                     if time.monotonic() > deadline:
-                        warn(f"another pod has been fetching the same files for {self.turn_seconds:g} s: this one fetches too")
+                        _LOGGER.warning(
+                            f"another pod has been fetching the same files for {self.turn_seconds:g} s: this one fetches too"
+                        )
                         break
                     time.sleep(_POLL_SECONDS)
                 except OSError as error:  # a file system without locks
-                    warn(f"{self.root} takes no locks ({error.strerror}): pods that start together each fetch for themselves")
+                    _LOGGER.warning(
+                        f"{self.root} takes no locks ({error.strerror}): pods that start together each fetch for themselves"
+                    )
                     break
                 else:
                     break

@@ -10,7 +10,7 @@ import os
 import shutil
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 from olivine_api.reasons import Reason
 from olivine_trainer.digests import sha256_file
-from olivine_trainer.errors import StorageUnavailableError, TrainerError
+from olivine_trainer.errors import StorageUnavailableError
 from olivine_trainer.faults import is_disk_fault
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, user_error
+from olivine_trainer.storage.hub_failures import Asking, EntryMissingError, HubUnavailableError, explain_hub, missing
 from olivine_trainer.storage.store import RETRY_DELAYS, Listing, ObjectInfo
 
 Result = TypeVar("Result")
@@ -99,9 +100,13 @@ class HubRepository:
         """The revision that was asked for."""
         return self._address.revision or "main"
 
-    @cached_property
-    def revision(self) -> str:
+    @property
+    def revision(self) -> str | None:
         """The commit that is read."""
+        return self._commit
+
+    @cached_property
+    def _commit(self) -> str:
         if self._offline:
             return self._snapshot.name
         info = self._tried(lambda api: api.repo_info(self._address.repository, revision=self.asked, repo_type=self._address.kind))
@@ -112,13 +117,18 @@ class HubRepository:
     @property
     def frozen_state(self) -> str | None:
         """A commit never changes."""
-        return f"{self.repository}@{self.revision}/{self._address.path}"
+        return f"{self.repository}@{self._commit}/{self._address.path}"
+
+    @property
+    def _asking(self) -> Asking:
+        address = self._address
+        return Asking(self.place, self.uri, self._endpoint, address.kind, address.repository, self.asked, self._token is not None)
 
     def at(self, commit: str) -> "HubRepository":
         """The same folder at a commit that is known already: nothing is asked."""
         child = object.__new__(HubRepository)
         child.__dict__.update(self.__dict__)
-        child.__dict__["revision"] = commit
+        child.__dict__["_commit"] = commit
         return child
 
     def sub(self, folder: str) -> "HubRepository":
@@ -161,7 +171,7 @@ class HubRepository:
                     self._address.repository,
                     path,
                     repo_type=self._address.kind,
-                    revision=self.revision,
+                    revision=self._commit,
                     cache_dir=self._cache,
                     endpoint=self._endpoint,
                     token=self._token or False,
@@ -207,7 +217,7 @@ class HubRepository:
         prefix = f"{self._address.path}/" if self._address.path else ""
         try:
             entries = self._tried(self._list_tree)
-        except _EntryMissingError:
+        except EntryMissingError:
             return []
         files = [entry for entry in entries if hasattr(entry, "size")]
         return sorted(
@@ -224,7 +234,7 @@ class HubRepository:
                 self._address.repository,
                 self._address.path or None,
                 recursive=True,
-                revision=self.revision,
+                revision=self._commit,
                 repo_type=self._address.kind,
             )
         )
@@ -249,7 +259,7 @@ class HubRepository:
             field = FIELDS[self.place.role]
             raise user_error(
                 self.place,
-                _missing(self.place),
+                missing(self.place),
                 f"{field}.uri {self.uri} at revision {self.asked!r} is not in the hub's cache at {self._cache}, and HF_HUB_OFFLINE"
                 " forbids to ask the hub: fill the cache that HF_HUB_CACHE names, or remove HF_HUB_OFFLINE from pods.env",
             ) from None
@@ -268,7 +278,7 @@ class HubRepository:
             except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
                 if is_disk_fault(error) or getattr(error, "errno", None) in _LOCAL:
                     raise  # of this machine's, not of the hub's
-                if (told := self._explain(error)) is not None:
+                if (told := explain_hub(error, self._asking)) is not None:
                     raise told from None
                 if delay is None:
                     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -277,7 +287,7 @@ class HubRepository:
         raise AssertionError("unreachable: the last try returns or raises")
 
     @contextlib.contextmanager
-    def _client(self) -> Iterator[None]:
+    def _client(self) -> Generator[None]:
         """The hub's client, allowed to ask: workers forbid it to the libraries that would do so on their own."""
         from huggingface_hub import close_session, constants, set_client_factory  # noqa: PLC0415
         from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415
@@ -312,66 +322,3 @@ class HubRepository:
                 f"CA_BUNDLE in the Secret of {field}.secretRef must hold certificates in PEM form: {error}",
             ) from None
         return httpx2.Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None, verify=context)
-
-    def _explain(self, error: Exception) -> TrainerError | None:
-        """The user's error behind the hub's answer; None where another try may help."""
-        from huggingface_hub import errors as hub  # noqa: PLC0415
-
-        field, name = FIELDS[self.place.role], self._address.repository
-        what = f"{field}.uri {self.uri}"
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
-        if isinstance(cause, Exception):  # the client looks into its cache first, and wraps what the hub said
-            return self._explain(cause)
-        if isinstance(error, hub.GatedRepoError):
-            advice = (
-                f"its owner has not let in the account of the HF_TOKEN in the Secret of {field}.secretRef: ask for access at {self._endpoint}/{name}"
-                if self._token
-                else f"ask for access at {self._endpoint}/{name}, and put an HF_TOKEN of that account into the Secret of {field}.secretRef"
-            )
-            return user_error(self.place, Reason.STORAGE_ACCESS_DENIED, f"{what} is gated: {advice}")
-        if isinstance(error, hub.RevisionNotFoundError):
-            where = "model.revision" if self.place.role == "model" else f"the revision after @ in {field}.uri"
-            message = f"{what} has no revision {self.asked!r}: correct {where} to a branch, a tag or a commit of it"
-            return user_error(self.place, _missing(self.place), message)
-        if isinstance(error, hub.RepositoryNotFoundError):
-            token = (
-                f"the HF_TOKEN in the Secret of {field}.secretRef may not see it"
-                if self._token
-                else f"it is private and needs an HF_TOKEN in the Secret of {field}.secretRef"
-            )
-            kind = self._address.kind
-            return user_error(
-                self.place,
-                _missing(self.place),
-                f"{what}: {self._endpoint} knows no {kind} {name!r}, or {token}: correct {field}.uri",
-            )
-        if isinstance(error, hub.EntryNotFoundError) and status == 404:
-            return _EntryMissingError(_missing(self.place), f"{what} does not exist at revision {self.revision}")
-        if isinstance(error, hub.HFValidationError):
-            return user_error(self.place, Reason.INVALID_SPEC, f"{what} is no address of a repository: {error}")
-        if status in (401, 403):
-            return user_error(
-                self.place,
-                Reason.STORAGE_ACCESS_DENIED,
-                f"access to {what} at {self._endpoint} was denied: check the HF_TOKEN in the Secret of {field}.secretRef",
-            )
-        if isinstance(error, hub.FileMetadataError):
-            return user_error(
-                self.place, Reason.STORAGE_UNSUPPORTED, f"{self._endpoint} does not answer as a hub does: correct {field}.endpoint"
-            )
-        if isinstance(error, ValueError) and not isinstance(error, OSError):
-            raise error
-        return None
-
-
-class HubUnavailableError(StorageUnavailableError):
-    """The hub did not answer, in spite of retries."""
-
-
-class _EntryMissingError(TrainerError):
-    """The repository is there, the folder in it is not."""
-
-
-def _missing(place: Place) -> Reason:
-    return Reason.MODEL_NOT_FOUND if place.role == "model" else Reason.DATA_NOT_FOUND

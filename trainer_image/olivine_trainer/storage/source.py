@@ -1,16 +1,19 @@
 """What the trainer reads from: one interface over object stores, folders and the hub, opened by the scheme of the URI."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from olivine_api import names
-from olivine_trainer.reporting.logs import warn
 from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import Place
-from olivine_trainer.storage.hub import HubRepository, HubUnavailableError
+from olivine_trainer.storage.hub import HubRepository
+from olivine_trainer.storage.hub_failures import HubUnavailableError
 from olivine_trainer.storage.store import Listing, ObjectInfo, Store
+
+_LOGGER = logging.getLogger("olivine.storage")
 
 
 class Source(Protocol):
@@ -88,6 +91,6 @@ def open_source(
         known = cache.noted(name)
         if known is None:
             raise
-        warn(f"{error.message}; revision {repository.asked!r} is taken to be still {known}, as the cache remembers it")
+        _LOGGER.warning(f"{error.message}; revision {repository.asked!r} is taken to be still {known}, as the cache remembers it")
         return repository.at(known)
     return repository
