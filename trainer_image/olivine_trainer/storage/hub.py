@@ -103,10 +103,11 @@ class HubRepository:
     @property
     def revision(self) -> str | None:
         """The commit that is read."""
-        return self._commit
+        return self.commit
 
     @cached_property
-    def _commit(self) -> str:
+    def commit(self) -> str:
+        """The commit that is read, asked for once."""
         if self._offline:
             return self._snapshot.name
         info = self._tried(lambda api: api.repo_info(self._address.repository, revision=self.asked, repo_type=self._address.kind))
@@ -117,7 +118,7 @@ class HubRepository:
     @property
     def frozen_state(self) -> str | None:
         """A commit never changes."""
-        return f"{self.repository}@{self._commit}/{self._address.path}"
+        return f"{self.repository}@{self.commit}/{self._address.path}"
 
     @property
     def _asking(self) -> Asking:
@@ -128,7 +129,7 @@ class HubRepository:
         """The same folder at a commit that is known already: nothing is asked."""
         child = object.__new__(HubRepository)
         child.__dict__.update(self.__dict__)
-        child.__dict__["_commit"] = commit
+        child.__dict__["commit"] = commit
         return child
 
     def sub(self, folder: str) -> "HubRepository":
@@ -171,7 +172,7 @@ class HubRepository:
                     self._address.repository,
                     path,
                     repo_type=self._address.kind,
-                    revision=self._commit,
+                    revision=self.commit,
                     cache_dir=self._cache,
                     endpoint=self._endpoint,
                     token=self._token or False,
@@ -234,7 +235,7 @@ class HubRepository:
                 self._address.repository,
                 self._address.path or None,
                 recursive=True,
-                revision=self._commit,
+                revision=self.commit,
                 repo_type=self._address.kind,
             )
         )

@@ -86,7 +86,7 @@ def open_source(
         return repository.at(commit)
     name = f"{repository.repository}@{repository.asked}"
     try:
-        cache.note(name, repository.revision)
+        cache.note(name, repository.commit)
     except HubUnavailableError as error:
         known = cache.noted(name)
         if known is None:
