@@ -142,7 +142,7 @@ def _model_in_place(
 ) -> FetchedModel:
     """A folder of this machine's is read where it lies."""
     try:
-        licence = license_of(read_card(folder / CARD))
+        licence = license_of(read_card(folder / CARD)) if CARD in listed else None
         require_license(licence, allowed_licenses, source.uri)
         digest = folder_digest({key: sha256_file(folder / key) for key in wanted})
     except PermissionError as error:
