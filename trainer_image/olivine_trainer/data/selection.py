@@ -10,7 +10,7 @@ from olivine_trainer.errors import DataError
 
 Item = TypeVar("Item")
 
-_NAME = r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*"
+_NAME = r"[A-Za-z0-9_.-]+"
 _BOUND = r"-?\d+%?"
 _PART = re.compile(rf"^(?P<name>{_NAME})(?:\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\])?$")
 _EXAMPLES = "train, train[:4096], train[10%:20%], train[:100]+validation[-100:]"

@@ -73,10 +73,9 @@ def _fault(place: Place, scheme: str, rest: str) -> str | None:
 def _hub_fault(place: Place, rest: str) -> str | None:
     if place.role == "storage":
         return "a hub only gives models and data, it keeps no runs; the address of a store is needed"
-    repository, _, _ = rest.removeprefix("datasets/").partition("@")
-    parts = repository.split("/")
-    if not all(_REPOSITORY.match(part) for part in parts[:2]) or any(part in ("", ".", "..") for part in parts):
-        return f"{repository!r} is no name of a repository"
+    parts = rest.removeprefix("datasets/").split("/")
+    if len(parts) < 2 or not all(_REPOSITORY.match(part) for part in parts[:2]) or any(part in ("", ".", "..") for part in parts):
+        return f"{rest!r} is no name of a repository"
     return None
 
 

@@ -39,22 +39,14 @@ class HubAddress:
     kind: str
     """model or dataset."""
     repository: str
-    revision: str | None
     path: str
 
     @classmethod
     def parse(cls, uri: str, *, dataset: bool) -> "HubAddress":
-        """hf://[datasets/]organisation/name[@revision][/path]; old repositories have no organisation."""
+        """hf://organisation/name[/path]; a dataset's may begin with hf://datasets/, as elsewhere."""
         rest = uri.removeprefix("hf://").strip("/")
-        rest = rest.removeprefix("datasets/") if dataset else rest
-        before, at, after = rest.partition("@")
-        revision, path = None, ""
-        if at:
-            revision, _, path = after.partition("/")
-        parts = before.split("/")
-        repository = "/".join(parts[:2])
-        path = path if at else "/".join(parts[2:])
-        return cls(kind="dataset" if dataset else "model", repository=repository, revision=revision or None, path=path)
+        parts = (rest.removeprefix("datasets/") if dataset else rest).split("/")
+        return cls(kind="dataset" if dataset else "model", repository="/".join(parts[:2]), path="/".join(parts[2:]))
 
 
 class HubRepository:
@@ -75,8 +67,8 @@ class HubRepository:
         self.uri = access.uri.rstrip("/")
         self._endpoint = access.endpoint or PUBLIC_HUB
         self.place = Place(access.role, access.uri, self._endpoint)
-        address = HubAddress.parse(access.uri, dataset=access.role != "model")
-        self._address = replace(address, revision=revision or address.revision)
+        self._address = HubAddress.parse(access.uri, dataset=access.role != "model")
+        self.asked = revision or "main"
         self._token = access.keys.get("HF_TOKEN")
         self._ca = access.ca_bundle
         self._cache = cache
@@ -94,11 +86,6 @@ class HubRepository:
     def repository(self) -> str:
         """Which one, without revision and folder: what a commit belongs to."""
         return f"{self._endpoint} {self._address.kind} {self._address.repository}"
-
-    @property
-    def asked(self) -> str:
-        """The revision that was asked for."""
-        return self._address.revision or "main"
 
     @property
     def revision(self) -> str | None:

@@ -84,11 +84,10 @@ def _gated(asking: Asking) -> TrainerError:
 
 
 def _no_revision(asking: Asking) -> TrainerError:
-    where = "model.revision" if asking.place.role == "model" else f"the revision after @ in {asking.field}.uri"
     return user_error(
         asking.place,
         missing(asking.place),
-        f"{asking.field}.uri {asking.uri} has no revision {asking.revision!r}: correct {where} to a branch, a tag or a commit of it",
+        f"{asking.field}.uri {asking.uri} has no revision {asking.revision!r}: write a branch, a tag or a commit that it has into model.revision",
     )
 
 
