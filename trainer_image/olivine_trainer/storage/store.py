@@ -14,13 +14,15 @@ import obstore.exceptions as obs
 from obstore.store import LocalStore
 
 from olivine_api.reasons import Reason
-from olivine_trainer.errors import ConfigurationError, TrainerError
+from olivine_trainer.errors import TrainerError
 from olivine_trainer.storage.clients import RemoteStore, connect, has_generations
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, explain, is_missing_bucket, is_retryable, unavailable, user_error
 from olivine_trainer.storage.local import local_folder, put_if_match_locally
 
 Result = TypeVar("Result")
+
+_NOT_IMPLEMENTED = ("status: 501", "501 Not Implemented", "NotImplemented")
 
 # Seconds between the tries of one request: a store may be away for half a minute. Other ranks wait at most 5 minutes for a word.
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)
@@ -189,6 +191,9 @@ class Store:
                 obstore.put(self._store, self._path(key), data, mode="create", use_multipart=False)
             except (obs.AlreadyExistsError, obs.PreconditionError):
                 return recognise and tries > 1 and self._holds(key, data)
+            except obs.BaseError as error:
+                self._require_conditions(error)
+                raise
             return True
 
         return self._tried(create, f"creating {key}")
@@ -208,6 +213,9 @@ class Store:
                 if is_missing_bucket(error):
                     raise
                 return recognise and tries > 1 and self._holds(key, data)
+            except obs.BaseError as error:
+                self._require_conditions(error)
+                raise
             return True
 
         return self._tried(replace, f"replacing {key}")
@@ -248,20 +256,24 @@ class Store:
 
         `key` must exist with exactly this content: a store that fails the test is left as it was.
         """
-        try:
-            # The content is the same: after a lost answer it would be taken for a write of our own.
-            created = self.put_if_absent(key, data, recognise=False)
-            wrong = "1" if has_generations(self._store) else '"00000000000000000000000000000000"'
-            replaced = self.put_if_match(key, data, wrong, recognise=False)
-        except _NotSupportedError:
-            created = replaced = True
-        if created or replaced:
-            raise user_error(
-                self.place,
-                Reason.STORAGE_UNSUPPORTED,
-                f"{self.place} ignores conditional writes (If-None-Match, If-Match), without which two writers could overwrite"
-                f" each other: use a store that has them (AWS S3, Google Cloud Storage, Azure Blob Storage, MinIO, SeaweedFS, Ceph) in {FIELDS[self.place.role]}.uri",
-            )
+        # The content is the same: after a lost answer it would be taken for a write of our own.
+        created = self.put_if_absent(key, data, recognise=False)
+        wrong = "1" if has_generations(self._store) else '"00000000000000000000000000000000"'
+        if created or self.put_if_match(key, data, wrong, recognise=False):
+            raise self._without_conditions("ignores")
+
+    def _require_conditions(self, error: Exception) -> None:
+        """Raise the user's error where a store answers that it does not know conditional writes."""
+        if isinstance(error, obs.NotSupportedError) or any(sign in str(error) for sign in _NOT_IMPLEMENTED):
+            raise self._without_conditions("refuses") from None
+
+    def _without_conditions(self, does: str) -> TrainerError:
+        return user_error(
+            self.place,
+            Reason.STORAGE_UNSUPPORTED,
+            f"{self.place} {does} conditional writes (If-None-Match, If-Match), without which two writers could overwrite each other:"
+            f" use a store that has them (AWS S3, Google Cloud Storage, Azure Blob Storage, MinIO, SeaweedFS, Ceph) in {FIELDS[self.place.role]}.uri",
+        )
 
     def _delete_one(self, key: str) -> None:
         try:
@@ -302,8 +314,6 @@ class Store:
         for tries, delay in enumerate((*self._delays, None), start=1):
             try:
                 return request()
-            except obs.NotSupportedError as error:
-                raise _NotSupportedError(Reason.STORAGE_UNSUPPORTED, f"{doing} is not supported by {self.place}") from error
             except (obs.InvalidPathError, ValueError) as error:
                 if "path" not in str(error).lower():
                     raise
@@ -320,10 +330,6 @@ class Store:
                     raise unavailable(error, self.place, doing) from error
                 self._sleep(delay or 0)
         raise AssertionError("unreachable: the last try returns or raises")
-
-
-class _NotSupportedError(ConfigurationError):
-    """The store answered that it has no such operation."""
 
 
 def _unusable(place: Place, error: Exception, *, ca: str | None = None) -> TrainerError:
