@@ -29,7 +29,7 @@ _FORMAT = "v1"
 _TURN_SECONDS = 900  # then a pod fetches for itself: the holder may hang
 _POLL_SECONDS = 0.5
 _STALE_SECONDS = 24 * 3600  # remains of pods that were killed
-# A volume that is full or may not be written: the pod's own does instead.
+# A volume that is full, fails, or may not be written.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO)
 
 
@@ -97,9 +97,9 @@ class FileCache:
                 found = self.find(state) if waited else None
                 return found or self._make(state, download)
         except OSError as error:
-            if error.errno not in _UNWRITABLE:
-                raise
             if self.fallback is None:
+                if error.errno not in _UNWRITABLE:
+                    raise
                 raise StorageUnavailableError(f"files that were fetched cannot be kept at {self.root}: {error}") from error
             _LOGGER.warning(f"the cache at {self.root} cannot be written ({error.strerror}): this pod fetches for itself alone")
             return self.fallback.fill(state, download, needs=needs)

@@ -90,7 +90,7 @@ def explain(error: Exception, place: Place, *, granted: bool = False) -> Trainer
         return user_error(
             place,
             Reason.STORAGE_NOT_FOUND,
-            f"{place} names a bucket that does not exist: create it, or correct {field}.uri or {field}.endpoint",
+            f"{place} names a {'container' if place.scheme == 'az' else 'bucket'} that does not exist: create it, or correct {field}.uri or {field}.endpoint",
         )
     if granted or is_passing(error):
         return None
