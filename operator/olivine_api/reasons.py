@@ -23,6 +23,9 @@ class Reason(StrEnum):
     POD_LEAVING = "PodLeaving"
     LEFT_TO_KUEUE = "LeftToKueue"
     IN_PROGRESS = "InProgress"
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    QUOTA_RESERVED = "QuotaReserved"
+    RESIZING = "Resizing"
 
     # the user's to mend
     INVALID_SPEC = "InvalidSpec"
@@ -44,6 +47,10 @@ class Reason(StrEnum):
     LICENSE_NOT_ALLOWED = "LicenseNotAllowed"
     SPLIT_NOT_FOUND = "SplitNotFound"
     REMOTE_CODE_NOT_TRUSTED = "RemoteCodeNotTrusted"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    QUEUE_DEADLINE_EXCEEDED = "QueueDeadlineExceeded"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    CLAIM_NOT_BOUND = "ClaimNotBound"
 
     # the platform's to mend
     STORAGE_UNAVAILABLE = "StorageUnavailable"
@@ -57,6 +64,8 @@ class Reason(StrEnum):
     TOO_MANY_RESTARTS = "TooManyRestarts"
     CRASH_LOOP = "CrashLoop"
     POD_NOT_CREATED = "PodNotCreated"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NODE_LOST = "NodeLost"
     CHILD_LOST = "ChildLost"
     NAME_TAKEN = "NameTaken"
     CHILD_REFUSED = "ChildRefused"

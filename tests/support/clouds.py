@@ -5,7 +5,7 @@ told to ignore or to refuse. It checks no signatures, and of deletions it knows 
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,7 +56,7 @@ class Cloud:
 
 
 @contextmanager
-def running_cloud(scheme: Scheme) -> Iterator[Cloud]:
+def running_cloud(scheme: Scheme) -> Generator[Cloud]:
     """A store on a port of its own."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
     def cloud(self) -> Cloud:
         return self.server.cloud  # type: ignore[attr-defined]
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (as the base class has it)
         """Quiet."""
 
     def do_HEAD(self) -> None:

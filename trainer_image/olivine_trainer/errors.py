@@ -63,13 +63,10 @@ class OutOfMemoryError(TrainerError):
 
     exit_code = ExitCode.OUT_OF_MEMORY
 
-    def __init__(self, detail: str, *, step: int | None = None, one_row: bool = False) -> None:
-        smaller = "" if one_row else "lower training.batchSize and raise training.gradientAccumulationSteps by the same factor, "
-        super().__init__(
-            Reason.OUT_OF_MEMORY,
-            f"{detail}; {smaller}lower data.maxLength, or raise pods.resources.limits.memory",
-            step=step,
-        )
+    def __init__(self, detail: str, *, step: int | None = None, advice: str | None = None) -> None:
+        smaller = "lower training.batchSize and raise training.gradientAccumulationSteps by the same factor"
+        advice = advice or f"{smaller}, lower data.maxLength, or raise pods.resources.limits.memory"
+        super().__init__(Reason.OUT_OF_MEMORY, f"{detail}; {advice}", step=step)
 
 
 class StorageUnavailableError(TrainerError):

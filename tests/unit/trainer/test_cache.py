@@ -31,7 +31,7 @@ FILES = {"config.json": b"{}", "deep/model.safetensors": b"weights" * 100}
 class Download:
     """Writes FILES and counts how often it was asked to."""
 
-    def __init__(self, *, before: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *, before: Callable[[], Any] = lambda: None) -> None:
         self.asked = 0
         self._before = before
 
@@ -147,7 +147,7 @@ def test_a_holder_that_dies_holds_nobody_up(tmp_path: Path) -> None:
 def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Both then fetch: whoever renames first wins, and both have it."""
     release = threading.Event()
-    slow, fast = Download(before=lambda: release.wait(60) and None), Download()
+    slow, fast = Download(before=lambda: release.wait(60)), Download()
     with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.WARNING, "olivine"):
         hanging = pool.submit(lambda: FileCache(tmp_path).fill("state", slow, needs=1))
         while not slow.asked:
@@ -200,7 +200,7 @@ def test_remains_of_pods_that_were_killed_are_removed_after_a_day(tmp_path: Path
     old, young = (tmp_path / "v1" / "staging" / name for name in ("old", "young"))
     for folder in (old, young):
         (folder / "files").mkdir(parents=True)
-    os.utime(old, (time.time() - 90_000,) * 2)
+    os.utime(old, (0.0, time.time() - 90_000))
     cache.fill("two", Download(), needs=1)
     assert (old.exists(), young.exists()) == (False, True)
 

@@ -49,8 +49,8 @@ def _job(hub: Hub, rows: Path, **changes: Any) -> Any:
     )
 
 
-def _fetch(job: Any, scratch: Path, *, commits: dict[str, str] | None = None, **environ: str) -> Any:
-    return fetch_sources(job, environ, scratch, Board(None), commits)
+def _fetch(job: Any, scratch: Path, environ: dict[str, str] | None = None, *, commits: dict[str, str] | None = None) -> Any:
+    return fetch_sources(job, environ or {}, scratch, Board(None), commits)
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_told(  # noqa: PLR0917
     hub.add("team/tiny", MODEL, let_in=("hf_good",), **kind)
     job = _job(hub, rows, **changes, **({"model__secretRef": {"name": "hub"}} if token else {}))
     with pytest.raises(ModelError, match=sentence) as caught:
-        _fetch(job, tmp_path / "scratch", **({"OLIVINE_MODEL_HF_TOKEN": token} if token else {}))
+        _fetch(job, tmp_path / "scratch", {"OLIVINE_MODEL_HF_TOKEN": token} if token else {})
     assert caught.value.reason is reason
     assert caught.value.exit_code == 12
     assert len(caught.value.message) < 1024
@@ -184,7 +184,7 @@ def test_what_cannot_be_read_is_told(  # noqa: PLR0917
 def test_a_token_that_was_let_in_reads_what_is_gated_and_goes_to_no_cdn(hub: Hub, rows: Path, tmp_path: Path) -> None:
     hub.add("team/tiny", MODEL, gated=True, let_in=("hf_good",))
     job = _job(hub, rows, model__secretRef={"name": "hub"})
-    assert _fetch(job, tmp_path / "scratch", OLIVINE_MODEL_HF_TOKEN="hf_good").model.bytes
+    assert _fetch(job, tmp_path / "scratch", {"OLIVINE_MODEL_HF_TOKEN": "hf_good"}).model.bytes
     access = resolve_access(job.spec, "model", {"OLIVINE_MODEL_HF_TOKEN": "hf_good"})
     assert "hf_good" not in repr(access)
 
@@ -231,10 +231,10 @@ def test_the_clients_own_cache_serves_who_may_not_ask_the_hub(hub: Hub, rows: Pa
         constants.HF_HUB_OFFLINE = before
     hub.seen()
     environ = {"HF_HUB_CACHE": str(tmp_path / "volume"), names.ENV_HUB_OFFLINE: "1"}
-    sources = _fetch(_job(hub, rows), tmp_path / "scratch", **environ)
+    sources = _fetch(_job(hub, rows), tmp_path / "scratch", environ)
     assert (sources.model.revision, sources.model.license, hub.seen()) == (commit, "apache-2.0", [])
     with pytest.raises(ModelError, match=r"'v9' is not in the hub's cache at .*volume, and HF_HUB_OFFLINE forbids"):
-        _fetch(_job(hub, rows, model__revision="v9"), tmp_path / "other", **environ)
+        _fetch(_job(hub, rows, model__revision="v9"), tmp_path / "other", environ)
 
 
 def test_a_run_from_the_hub_resumes_on_its_commit_while_the_hub_is_away(

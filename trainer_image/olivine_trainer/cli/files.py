@@ -1,5 +1,6 @@
 """Files between PID 1 and its workers."""
 
+import shutil
 from pathlib import Path
 
 from olivine_api.status import Overrides
@@ -8,6 +9,15 @@ from olivine_api.status import Overrides
 def job_file(folder: Path) -> Path:
     """The job that the workers of this pod train."""
     return folder / "job.json"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what the workers before left, but for their snapshots: until there are new ones, those are the newest."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith("end-"):
+            path.unlink()
 
 
 def write_micro_batch(folder: Path, overrides: Overrides | None) -> None:

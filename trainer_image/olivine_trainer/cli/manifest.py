@@ -1,6 +1,8 @@
 """The job: from the files that the operator mounts, or from a manifest."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +40,23 @@ def read_mounted_world(folder: Path = Path(names.CONFIG_DIR)) -> World:
 def read_mounted_overrides(folder: Path = Path(names.CONFIG_DIR)) -> Overrides | None:
     """What the operator changed to heal the job; the kubelet refreshes it under a running pod."""
     return _read_mounted(folder / names.CONFIG_OVERRIDES, Overrides)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What may differ each time the workers start. Both may raise ConfigurationError."""
+
+    world: Callable[[], World]
+    overrides: Callable[[], Overrides | None]
+
+
+MOUNTED = Surroundings(read_mounted_world, read_mounted_overrides)
+
+
+def bare(job: Job) -> Surroundings:
+    """Of `olivine-train --spec`: one pod's worth of processes on this machine."""
+    world = World(processes_per_pod=job.spec.pods.processes_per_pod)
+    return Surroundings(world=lambda: world, overrides=lambda: None)
 
 
 def _read_mounted(path: Path, model: type[_M]) -> _M | None:

@@ -17,7 +17,8 @@ class MicroBatch:
     def halve(self, why: str, *, step: int, memory: str) -> None:
         """Half the rows. Raises OutOfMemoryError where there is but one; `memory` tells peak and limit."""
         if self.rows == 1:
-            raise OutOfMemoryError(f"{why}, with one row at a time ({memory})", step=step, one_row=True)
+            advice = "lower data.maxLength, or raise pods.resources.limits.memory"
+            raise OutOfMemoryError(f"{why}, with one row at a time ({memory})", step=step, advice=advice)
         self.rows //= 2
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavailableError
 from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
+from olivine_trainer.modeling.overheard import complaint, overheard
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,25 @@ def load_model(folder: Path, uri: str, dtype: torch.dtype, *, trust_remote_code:
 
     Raises ModelError where transformers knows no such causal model.
     """
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
-        _raise_platform_fault(error, uri)
-        _raise_own_code(folder, uri, trusted=trust_remote_code)
-        raise ModelError(
-            Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(error, 400)}"
-        ) from None
+    with overheard() as reports:
+        try:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
+            told = complaint(error, reports)
+            _raise_platform_fault(told, uri)
+            _raise_platform_fault(error, uri)
+            _raise_own_code(folder, uri, trusted=trust_remote_code)
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(told, 400)}"
+            ) from None
     model, report = loaded
     # transformers fills in random numbers, other ones each time.
     if missing := sorted(report["missing_keys"]):
@@ -122,6 +126,7 @@ def _raise_own_code(folder: Path, uri: str, *, trusted: bool) -> None:
 def _raise_platform_fault(error: Exception, uri: str) -> None:
     """Memory that ran out and disks that fail say nothing of the model."""
     if is_out_of_memory(error):
-        raise OutOfMemoryError(f"memory ran out while model.uri {uri} was loaded: {first_line(error, 400)}") from error
+        detail = f"memory ran out while model.uri {uri} was loaded: {first_line(error, 400)}"
+        raise OutOfMemoryError(detail, advice="raise pods.resources.limits.memory, or take a smaller model") from error
     if is_disk_fault(error):
         raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {first_line(error, 400)}") from error

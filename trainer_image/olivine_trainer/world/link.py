@@ -7,6 +7,7 @@ import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,16 @@ _KEEPALIVE = {
     "TCP_USER_TIMEOUT": 30_000,  # milliseconds until unacknowledged data means a lost peer
 }
 _CHUNK = 1 << 16
-_LONGEST_LINE = 1 << 30  # bytes
+LONGEST_LINE = 1 << 30  # bytes
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until the deadline. Raises TimeoutError where it has passed."""
+    if deadline is None:
+        return None
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left
 
 
 class Line:
@@ -36,19 +46,23 @@ class Line:
         """Raises OSError where the other side is gone."""
         self._socket.sendall(json.dumps(value).encode() + b"\n")
 
-    def read(self, seconds: float | None) -> Any:
-        """The next value. Raises TimeoutError after `seconds`, EOFError or OSError where the other side is gone."""
-        self._socket.settimeout(seconds)
+    def read(self, seconds: float | None, *, limit: int = LONGEST_LINE) -> Any:
+        """The next value. Raises TimeoutError after `seconds`, EOFError or OSError where the other side is gone.
+
+        More than `limit` bytes count as gone, too.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
         pieces = [self._rest]
         size = len(self._rest)
         while b"\n" not in pieces[-1]:
             try:
+                self._socket.settimeout(_left(deadline))
                 piece = self._socket.recv(_CHUNK)
             except TimeoutError:
                 self._rest = b"".join(pieces)
                 raise
             size += len(piece)
-            if not piece or size > _LONGEST_LINE:
+            if not piece or size > limit:
                 raise EOFError
             pieces.append(piece)
         line, _, self._rest = b"".join(pieces).partition(b"\n")

@@ -19,6 +19,7 @@ RENDEZVOUS_SECONDS = 15 * 60.0  # the Job controller replaces a pod after up to 
 LOOK_SECONDS = 20.0  # between two looks at whether the run is over
 _PAUSE = 0.3  # seconds between two calls
 _HELLO_SECONDS = 2.0
+_HELLO_BYTES = 4096  # a stranger's flood fills no memory
 _CALL_SECONDS = 3.0
 _LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -65,7 +66,7 @@ class Rendezvous:
 
     def _greet(self, line: Line, there: dict[int, tuple[Line, str]]) -> None:
         try:
-            hello = line.read(_HELLO_SECONDS)
+            hello = line.read(_HELLO_SECONDS, limit=_HELLO_BYTES)
             rank, refusal = int(hello["rank"]), self._refusal(hello)
             if refusal is None:
                 if rank in there:

@@ -7,9 +7,10 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from olivine_trainer.errors import PeerLostError
+from olivine_api.reasons import Reason
+from olivine_trainer.errors import ConfigurationError, PeerLostError
 from olivine_trainer.world.peers import Peers
 from olivine_trainer.world.place import Place
 
@@ -91,21 +92,32 @@ class World:
         import torch  # noqa: PLC0415  (seconds: only once it is needed)
         from torch import distributed  # noqa: PLC0415
 
+        tcp_store: Any = distributed.TCPStore  # pyright: ignore[reportPrivateImportUsage]
         backend, limit = "gloo", timedelta(seconds=COLLECTIVE_SECONDS)
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"
-            torch.cuda.set_device(self.place.local_rank % torch.cuda.device_count())
+            self._take_device(torch.cuda.device_count())
+            torch.cuda.set_device(self.place.local_rank)
         try:
             store, port = None, None
             if self.leads:
-                store = distributed.TCPStore("127.0.0.1", 0, self.size, is_master=True, timeout=limit, wait_for_workers=False)
+                store = tcp_store("127.0.0.1", 0, self.size, is_master=True, timeout=limit, wait_for_workers=False)
                 port = store.port
             port = self.peers.broadcast(port)
             if store is None:
-                store = distributed.TCPStore(self.place.leader_host, int(port), self.size, is_master=False, timeout=limit)
+                store = tcp_store(self.place.leader_host, int(port), self.size, is_master=False, timeout=limit)
             distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
         except RuntimeError as error:
             raise self._lost(error) from error
+
+    def _take_device(self, devices: int) -> None:
+        """NCCL refuses two ranks on one device, with a sentence that names neither field."""
+        if self.place.local_rank >= devices:
+            raise ConfigurationError(
+                Reason.INVALID_SPEC,
+                f"pods.processesPerPod asks for process {self.place.local_rank + 1} of this pod, which has {devices} CUDA"
+                f" device{'s' if devices > 1 else ''}: one process a device, so write {devices}, or ask for more devices in pods.resources.limits",
+            )
 
     def greatest(self, value: int) -> int:
         """The largest of the ranks' small numbers. A collective: everybody must come."""
