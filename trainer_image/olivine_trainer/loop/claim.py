@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from olivine_api import names
-from olivine_api.status import Stage
+from olivine_api.status import JobIdentity, Stage
 from olivine_trainer.data.prepare import LoadedRows, load_rows
 from olivine_trainer.data.rows import RowFiles
 from olivine_trainer.data.selection import parse_selection
+from olivine_trainer.errors import TrainerError
 from olivine_trainer.job import Job
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.reporting.logs import CONTEXT, log, warn
@@ -18,6 +19,7 @@ from olivine_trainer.storage.credentials import Access, resolve_access
 from olivine_trainer.storage.failures import FIELDS, Role
 from olivine_trainer.storage.fetch import FetchedModel, fetch_model, fetch_rows, parent_of_rows
 from olivine_trainer.storage.head import Attempt, take_attempt
+from olivine_trainer.storage.index import IndexEntry, point_to
 from olivine_trainer.storage.layout import run_folder
 from olivine_trainer.storage.records import Published, RunRecords
 from olivine_trainer.storage.source import Source, open_source
@@ -39,6 +41,10 @@ class Claim:
         """The run's folder."""
         return self.records.run
 
+    def point_index(self, published: Published, identity: JobIdentity) -> None:
+        """Let equal jobs find what was published; best effort."""
+        point_index(self.records, published, identity, again=False)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -54,7 +60,22 @@ def open_run(job: Job, environ: Mapping[str, str]) -> RunRecords:
     """The run's folder in the job's storage."""
     identity = job.identity
     storage = Store(resolve_access(job.spec, "storage", environ))
-    return RunRecords(storage.sub(run_folder(identity.namespace, identity.name, identity.uid)))
+    run = storage.sub(run_folder(identity.namespace, identity.name, identity.uid))
+    return RunRecords(run, namespace=storage.sub(identity.namespace))
+
+
+def point_index(records: RunRecords, published: Published, identity: JobIdentity, *, again: bool) -> None:
+    """Let equal jobs find what was published; best effort, the run is over either way. `again`: see `point_to`."""
+    artifacts = published.snapshot.artifacts
+    if records.namespace is None or published.input_digest is None or not artifacts:
+        return
+    entry = IndexEntry(
+        input_digest=published.input_digest, artifact=artifacts[0], job=identity, published_at=published.published_at
+    )
+    try:
+        point_to(records.namespace, entry, again=again)
+    except TrainerError as error:
+        warn(f"the index of artifacts does not know this one: {error.message}")
 
 
 def claim_run(job: Job, records: RunRecords, board: Board, world: World | None = None) -> Claim | Published:
@@ -67,6 +88,7 @@ def claim_run(job: Job, records: RunRecords, board: Board, world: World | None =
     def decide() -> dict[str, Any]:
         published = records.published()
         if published is not None:
+            point_index(records, published, job.identity, again=True)  # whoever published may have died before
             return {"published": published.to_json_dict()}
         attempt = take_attempt(records.run)
         _enter(attempt, records, board)

@@ -60,6 +60,8 @@ class Published(StatusModel):
 
     attempt: int
     spec_digest: str
+    input_digest: str | None = None
+    """Names specification, rows and base model, wherever they lie; absent in records of older releases."""
     published_at: datetime
     snapshot: Snapshot
     samples: list[Sample] = []
@@ -70,6 +72,8 @@ class RunRecords:
     """Reads and writes of one run's records."""
 
     run: Store
+    namespace: Store | None = None
+    """The folder of all runs of the namespace, where the index lies."""
 
     def record_spec(self, spec: FineTuneJobSpec, digest: str) -> None:
         """Write the specification once. Raises ConfigurationError where the folder belongs to another one."""
@@ -112,10 +116,17 @@ class RunRecords:
         found = self.run.get(PUBLISHED)
         return Published.model_validate_json(found.data) if found is not None else None
 
-    def publish(self, mine: Attempt, *, spec_digest: str, snapshot: Snapshot, samples: list[Sample]) -> Published:
+    def publish(
+        self, mine: Attempt, *, spec_digest: str, input_digest: str, snapshot: Snapshot, samples: list[Sample]
+    ) -> Published:
         """Create the run's end. Raises SupersededError where somebody else did, or the head has moved."""
         end = Published(
-            attempt=mine.number, spec_digest=spec_digest, published_at=datetime.now(UTC), snapshot=snapshot, samples=samples
+            attempt=mine.number,
+            spec_digest=spec_digest,
+            input_digest=input_digest,
+            published_at=datetime.now(UTC),
+            snapshot=snapshot,
+            samples=samples,
         )
         require_head(self.run, mine)
         if not self.run.put_if_absent(PUBLISHED, _json(end)):
@@ -152,8 +163,7 @@ def upload_artifact(run: Store, mine: Attempt, folder: Path, about: dict[str, An
     """Write an adapter's folder under its digest; the same content is the same artifact, whoever wrote it."""
     manifest = describe(folder, {"kind": "Adapter", **about})
     key = artifact_folder(manifest.digest)
-    require_head(run, mine)
-    upload_files(run, key, folder, manifest)
+    upload_files(run, key, folder, manifest, may_write=lambda: require_head(run, mine))
     require_head(run, mine)
     write_manifest(run, key, manifest)
     return Artifact(kind="Adapter", uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))
