@@ -111,6 +111,10 @@ class ResolvedModel(StatusModel):
     uri: StorageUri
     digest: Digest
     """sha256 over the sorted (path, sha256) of its files."""
+    revision: ShortText | None = None
+    """The hub's commit that model.revision named when the run began."""
+    license: ShortText | None = None
+    """As the model card (README.md) says; several are separated by commas."""
     parameters: int | None = None
 
 

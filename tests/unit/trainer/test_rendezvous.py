@@ -176,7 +176,9 @@ def test_whoever_waits_looks_whether_the_run_is_over(tmp_path: Path, monkeypatch
         waiting = pool.submit(gather_ranks, job, place, records, ended)
         time.sleep(0.5)
         assert not waiting.done()
-        records.publish(attempt, spec_digest="d", snapshot=Snapshot(progress=Progress(stage=Stage.PUBLISHING)), samples=[])
+        records.publish(
+            attempt, spec_digest="d", input_digest="i", snapshot=Snapshot(progress=Progress(stage=Stage.PUBLISHING)), samples=[]
+        )
         with pytest.raises(RunIsOverError) as over:
             waiting.result(20)
     assert over.value.published.attempt == 1
