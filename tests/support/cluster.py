@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,24 +79,6 @@ class Cluster:
         uid = self.get("ftj", name)["metadata"]["uid"]
         items = self.get("events", "--field-selector", f"involvedObject.uid={uid}")["items"]
         return sorted(items, key=lambda event: event["metadata"]["creationTimestamp"])
-
-
-def kill_pod_processes(pod: dict[str, Any]) -> int:
-    """SIGKILLs every process of a pod's containers at once, from outside, as a node's out-of-memory killer would. Returns their number."""
-    uid = pod["metadata"]["uid"]
-    killed = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            cgroup, command = (entry / "cgroup").read_text(), (entry / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended meanwhile
-        # The sandbox's own process stays: the pod is to fail, not its network.
-        if (uid in cgroup or uid.replace("-", "_") in cgroup) and b"olivine_trainer" in command:
-            os.kill(int(entry.name), signal.SIGKILL)
-            killed += 1
-    return killed
 
 
 def s3(bucket: str) -> S3Store:
