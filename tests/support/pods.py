@@ -39,10 +39,17 @@ class Process:
 
     def stopped(self) -> bool:
         """Whether it is held, or gone."""
+        return self._state() in "TtZX"
+
+    def gone(self) -> bool:
+        """Whether it has ended, reaped or not."""
+        return self._state() in "ZX"
+
+    def _state(self) -> str:
         try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
-            return True
+            return "X"
 
 
 @dataclass(frozen=True)
