@@ -211,6 +211,7 @@ def _remove(state: State, slot: Slot | None, *, keep_logs: bool = False) -> None
     """Ends and deletes what is there, pods first; each step also does for a cluster that died in the middle."""
     if slot is None:
         processes.stop(state.processes, controlplane.NAME, grace_seconds=0)
+        processes.stop_strays(state.processes)
     else:
         for name in (node.KUBELET, kubeproxy.NAME, dns.NAME):
             processes.stop(slot.processes, name)
@@ -222,6 +223,10 @@ def _remove(state: State, slot: Slot | None, *, keep_logs: bool = False) -> None
         # These two would put their data in order first; it is deleted in a moment.
         s3.stop(slot, grace_seconds=0)
         processes.stop(slot.processes, controlplane.NAME, grace_seconds=0)
+        processes.stop_strays(slot.processes)
+        # An unrecorded containerd may have gone on making containers until now.
+        node.kill_shims(slot)
+        cgroups.kill(slot.name)
         network.remove(slot)
         cgroups.remove(slot.name)
         slots.release(slot)
