@@ -158,13 +158,14 @@ def hold(cluster: Cluster, job: str, moment: Callable[[TrainerPod], bool], *, se
     deadline = time.monotonic() + seconds
     found = wait_for(f"{pods} running pods of {job}", lambda: _running(cluster, job, pods), seconds=seconds, every=0.5)
     first = found[0]
+    inner = first.processes()
     while not moment(first):
         assert time.monotonic() < deadline, (
             f"{job}: the moment did not come within {seconds:.0f} s; {first.name} said {first.log()[-3:]}"
         )
-        if not first.processes():
+        if all(process.gone() for process in inner if process.first):
             raise AssertionError(f"{job}: pod {first.name} ended before the moment came; it said last {first.log()[-3:]}")
-        time.sleep(0.01)
+        time.sleep(0.02)
     for pod in found:
         for process in pod.workers():
             process.signal(signal.SIGSTOP)
