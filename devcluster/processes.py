@@ -64,12 +64,23 @@ def start(name: str, argv: Sequence[str | Path], *, records: Path, log: Path, en
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o644),
             (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inheritable()),
         ],
         setsid=True,
     )
     daemon = Daemon(name, pid, start_time(pid) or 0, _boot(), str(log))
     write_whole(records / f"{name}.json", json.dumps(asdict(daemon)))
     return daemon
+
+
+def _inheritable() -> list[int]:
+    """Descriptors that a child would keep, e.g. the lock of a `flock` that runs this command: it would hold it as long as it lives."""
+    found: list[int] = []
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if descriptor > 2 and os.get_inheritable(descriptor):
+                found.append(descriptor)
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -81,6 +81,19 @@ def test_stop_ends_a_process_that_ignores_sigterm_and_forgets_it(tmp_path: Path)
     processes.stop(records, "deaf")
 
 
+def test_daemon_keeps_none_of_its_starters_descriptors(tmp_path: Path) -> None:
+    """`flock FILE python -m devcluster up` was held by the cluster's daemons until it went down."""
+    descriptor = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(descriptor, True)
+    daemon = processes.start("daemon", ["sleep", "60"], records=tmp_path / "records", log=tmp_path / "daemon.log")
+    try:
+        kept = {os.path.realpath(path) for path in Path(f"/proc/{daemon.pid}/fd").iterdir()}
+        assert kept == {"/dev/null", str(tmp_path / "daemon.log")}
+    finally:
+        processes.stop(tmp_path / "records", "daemon", grace_seconds=0)
+        os.close(descriptor)
+
+
 def test_process_whose_starter_was_killed_before_it_wrote_the_record_is_found(tmp_path: Path) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     argv = ["sh", "-c", "while :; do sleep 0.05; done"]
