@@ -19,6 +19,9 @@ FTJ = "/apis/olivine.dev/v1alpha1/namespaces/{ns}/finetunejobs"
 JOBS = "/apis/batch/v1/namespaces/{ns}/jobs"
 PODS = "/api/v1/namespaces/{ns}/pods"
 CONFIG_MAPS = "/api/v1/namespaces/{ns}/configmaps"
+SERVICES = "/api/v1/namespaces/{ns}/services"
+JOBSETS = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/{ns}/jobsets"
+WORKLOADS = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{ns}/workloads"
 EVENTS = "/api/v1/namespaces/{ns}/events"
 
 

@@ -55,7 +55,9 @@ def render_chart(*options: str) -> list[Json]:
 def install_chart(kube: Kube) -> Json:
     """Applies all of the chart but its Deployment, which no node would run; returns the operator's settings."""
     kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    objects = render_chart("--set-string", "trainer.image.repository=trainer")
+    # Lost pods are looked at soon and removed: tests play the node that is gone.
+    lost = "lostPods.timeoutSeconds=2,lostPods.remove=true"
+    objects = render_chart("--set-string", "trainer.image.repository=trainer", "--set", lost)
     for item in objects:
         query = "&dryRun=All" if item["kind"] == "Deployment" else ""
         answer = kube.apply(_PATHS[item["kind"]], item, query=query)

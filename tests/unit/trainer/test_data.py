@@ -464,8 +464,15 @@ def test_ranks_and_micro_batches_divide_the_global_batch() -> None:
     batch = list(range(8))
     parts = [rank_micro_batches(batch, rank=rank, world=2, micro=2) for rank in range(2)]
     assert parts == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
-    with pytest.raises(ValueError, match="does not divide"):
-        rank_micro_batches(batch, rank=0, world=3, micro=2)
+
+
+@pytest.mark.parametrize(("rows", "world", "micro"), [(8, 3, 2), (8, 3, 1), (7, 2, 4), (1, 4, 1), (8, 1, 3)])
+def test_rows_that_do_not_divide_evenly_are_still_each_one_ranks(rows: int, world: int, micro: int) -> None:
+    """All ranks have as many micro-batches, since they agree before each; some may be empty."""
+    parts = [rank_micro_batches(list(range(rows)), rank=rank, world=world, micro=micro) for rank in range(world)]
+    assert sorted(row for part in parts for members in part for row in members) == list(range(rows))
+    assert len({len(part) for part in parts}) == 1
+    assert max(len(members) for part in parts for members in part) <= micro
 
 
 def test_epochs_become_steps() -> None:

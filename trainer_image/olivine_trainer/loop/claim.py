@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from olivine_api.status import Stage
 from olivine_trainer.data.prepare import LoadedRows, load_rows
@@ -16,6 +17,7 @@ from olivine_trainer.storage.head import Attempt, take_attempt
 from olivine_trainer.storage.layout import run_folder
 from olivine_trainer.storage.records import Published, RunRecords
 from olivine_trainer.storage.store import Store
+from olivine_trainer.world.world import World, alone
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,37 @@ def open_run(job: Job, environ: Mapping[str, str]) -> RunRecords:
     return RunRecords(storage.sub(run_folder(identity.namespace, identity.name, identity.uid)))
 
 
-def claim_run(job: Job, records: RunRecords, board: Board) -> Claim | Published:
-    """The next attempt, or the run's end where it has one already.
+def claim_run(job: Job, records: RunRecords, board: Board, world: World | None = None) -> Claim | Published:
+    """The next attempt, or the run's end where it has one already; rank 0 looks and decides, for all ranks of `world`.
 
     Raises the user's error for a wrong bucket, denied access, or a store without conditional writes.
     """
-    published = records.published()
-    if published is not None:
-        return published
-    attempt = take_attempt(records.run)
+    world = world or alone()
+
+    def decide() -> dict[str, Any]:
+        published = records.published()
+        if published is not None:
+            return {"published": published.to_json_dict()}
+        attempt = take_attempt(records.run)
+        _enter(attempt, records, board)
+        records.record_spec(job.spec, job.spec_digest)
+        return {"attempt": attempt.number, "fence": attempt.fence}
+
+    decided = world.from_leader(decide)
+    if "published" in decided:
+        return Published.model_validate(decided["published"])
+    attempt = Attempt(number=decided["attempt"], fence=decided["fence"])
+    if not world.leads:
+        _enter(attempt, records, board)
+    log(f"attempt {attempt.number} of {records.run.uri}")
+    return Claim(records=records, attempt=attempt)
+
+
+def _enter(attempt: Attempt, records: RunRecords, board: Board) -> None:
+    """From here on this process works for `attempt`."""
     records.run.grant()
     CONTEXT.fields["attempt"] = attempt.number
     board.update(attempt=attempt.number, storage_uri=records.run.uri)
-    records.record_spec(job.spec, job.spec_digest)
-    log(f"attempt {attempt.number} of {records.run.uri}")
-    return Claim(records=records, attempt=attempt)
 
 
 def fetch_sources(job: Job, environ: Mapping[str, str], scratch: Path, board: Board) -> Sources:

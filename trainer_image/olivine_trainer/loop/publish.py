@@ -4,7 +4,7 @@ import shutil
 from itertools import zip_longest
 from pathlib import Path
 
-from olivine_api.status import Artifact, Stage
+from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
 from olivine_trainer.job import Job
@@ -30,7 +30,6 @@ def publish(
 ) -> Published:
     """Write the adapter and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
     board = tracker.board
-    board.progress(stage=Stage.PUBLISHING)
     artifact = _upload_adapter(job, claim, engine, scratch)
     keep = job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)

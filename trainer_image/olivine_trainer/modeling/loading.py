@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavailableError
-from olivine_trainer.faults import is_disk_fault, is_out_of_memory
+from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
+from olivine_trainer.modeling.overheard import complaint, overheard
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def load_tokenizer(folder: Path, uri: str) -> Tokenizer:
     except (OSError, ValueError, KeyError, ImportError) as error:
         _raise_platform_fault(error, uri)
         raise ModelError(
-            Reason.MODEL_UNSUPPORTED, f"the tokenizer of model.uri {uri} cannot be loaded: {_first_line(error)}"
+            Reason.MODEL_UNSUPPORTED, f"the tokenizer of model.uri {uri} cannot be loaded: {first_line(error, 400)}"
         ) from None
     if backend.eos_token_id is None:
         raise ModelError(
@@ -53,16 +54,19 @@ def load_tokenizer(folder: Path, uri: str) -> Tokenizer:
 
 def load_model(folder: Path, uri: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`, frozen, with its own code only. Raises ModelError where transformers knows no such causal model."""
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
-        _raise_platform_fault(error, uri)
-        raise ModelError(
-            Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {_first_line(error)}"
-        ) from None
+    with overheard() as reports:
+        try:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
+            told = complaint(error, reports)
+            _raise_platform_fault(told, uri)
+            _raise_platform_fault(error, uri)
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(told, 400)}"
+            ) from None
     model, report = loaded
     # transformers fills in random numbers, other ones each time.
     if missing := sorted(report["missing_keys"]):
@@ -94,11 +98,7 @@ def embeddings(model: PreTrainedModel) -> int:
 def _raise_platform_fault(error: Exception, uri: str) -> None:
     """Memory that ran out and disks that fail say nothing of the model."""
     if is_out_of_memory(error):
-        raise OutOfMemoryError(f"memory ran out while model.uri {uri} was loaded: {_first_line(error)}") from error
+        detail = f"memory ran out while model.uri {uri} was loaded: {first_line(error, 400)}"
+        raise OutOfMemoryError(detail, advice="raise pods.resources.limits.memory, or take a smaller model") from error
     if is_disk_fault(error):
-        raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
+        raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {first_line(error, 400)}") from error
