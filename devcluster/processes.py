@@ -76,7 +76,7 @@ def start(name: str, argv: Sequence[str | Path], *, records: Path, log: Path, en
 def _inheritable() -> list[int]:
     """Descriptors that a child would keep, e.g. the lock of a `flock` that runs this command: it would hold it as long as it lives."""
     found: list[int] = []
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
+    for descriptor in (int(path.name) for path in Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):  # the listing's own is closed by now
             if descriptor > 2 and os.get_inheritable(descriptor):
                 found.append(descriptor)
