@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 from olivine_api import names
-from tests.faults.scene import AFTER_TWO, LAST_DRAWN, TOTAL_STEPS, Scene
+from tests.faults.scene import AFTER_TWO, LAST_DRAWN, Scene
 from tests.support.cluster import ROOT, STATE, Cluster
 from tests.support.pods import TrainerPod, at_step
+from tests.support.trainings import TOTAL_STEPS
 from tests.support.wait import wait_for
 
 

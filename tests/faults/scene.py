@@ -10,35 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from olivine_api.status import FineTuneJobStatus
-from tests.support.cluster import Cluster, example, renamed, s3
+from tests.support.cluster import Cluster, s3
 from tests.support.pods import Held, TrainerPod, at_step, hold
+from tests.support.trainings import CHECKPOINT_STEPS
 from tests.support.wait import wait_for
 
 NAMESPACE = "fault-tests"
-TINY = "tests/tiny-llama-faults"
-TOTAL_STEPS, CHECKPOINT_STEPS, EVAL_STEPS = 200, 25, 80
 # The first step with a checkpoint behind it, the first with two, and the last that leaves time to hit it: some 2 s of training.
 FIRST_DRAWN, AFTER_TWO, LAST_DRAWN = CHECKPOINT_STEPS + 1, 2 * CHECKPOINT_STEPS + 1, 150
 _MANIFEST = re.compile(r"checkpoints/(step-(\d+)-a\d+)/manifest\.json$")
-
-
-def manifest(name: str, *, pods: int = 1, **spec: Any) -> dict[str, Any]:
-    """The example's job on the tiny model, with everything random switched on and each step told in the log.
-
-    Two pods train the same effective batch as one.
-    """
-    made = renamed(example("phrase-tone.yaml"), name, NAMESPACE, model={"uri": f"s3://models/{TINY}"})
-    made["spec"]["method"]["lora"] |= {"dropout": 0.1, "targetModules": ["q_proj", "v_proj"]}
-    made["spec"]["training"] |= {"maxSteps": TOTAL_STEPS, "gradientAccumulationSteps": 2, "batchSize": 4 // pods, "loggingSteps": 1}
-    made["spec"]["data"]["maxLength"] = 256  # its tokenizer has few words: most are spelled out
-    made["spec"]["evaluation"] |= {"everySteps": EVAL_STEPS}
-    made["spec"]["checkpoint"] = {"everySteps": CHECKPOINT_STEPS, "keep": 3, "keepAfterSuccess": 3}
-    # One thread each, whatever the machine: the same thread count gives the same bytes.
-    resources = {"limits": {"cpu": "1", "memory": "2Gi"}, "requests": {"cpu": "200m", "memory": "900Mi"}}
-    made["spec"]["pods"] = {"resources": resources} | ({"count": pods} if pods > 1 else {})
-    for name_, value in spec.items():
-        made["spec"][name_] = made["spec"][name_] | value if isinstance(value, dict) and name_ in ("pods", "storage") else value
-    return made
 
 
 @dataclass

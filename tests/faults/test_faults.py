@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from olivine_api.status import FineTuneJobStatus, Phase
-from tests.faults.scene import CHECKPOINT_STEPS, NAMESPACE, TINY, TOTAL_STEPS, Scene, manifest
+from tests.faults.scene import NAMESPACE, Scene
 from tests.faults.table import CALM_EVENTS, ROWS, Lost, Result, Row
-from tests.support.cluster import ROOT, Cluster, s3
-from tests.support.models import make_tiny_llama
+from tests.support.cluster import ROOT, Cluster
+from tests.support.trainings import CHECKPOINT_STEPS, TOTAL_STEPS, put_tiny_model, short_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -62,7 +62,7 @@ class Stage:
     def _play(self, row: Row) -> Played:
         with self._room(_PODS_AT_ONCE if row.alone else row.pods):
             scene = Scene(self.cluster, row.id, random.Random(f"{self.seed}-{row.id}"), pods=row.pods)
-            self.cluster.apply(manifest(row.id, pods=row.pods, **row.spec))
+            self.cluster.apply(short_training(row.id, NAMESPACE, pods=row.pods, **row.spec))
             row.play(scene)
             return Played(scene, self.cluster.wait_ended(row.id, _ENDED_WITHIN))
 
@@ -83,8 +83,7 @@ class Stage:
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Every selected row, queued."""
     subprocess.run([sys.executable, "-m", "devcluster", "grant", NAMESPACE], cwd=ROOT, check=True)
-    for file in make_tiny_llama(tmp_path_factory.mktemp("tiny-llama")).iterdir():
-        s3("models").put(f"{TINY}/{file.name}", file.read_bytes())
+    put_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
     wanted = {row.id for item in request.session.items if (row := _row_of(item)) is not None}
     seed = int(os.environ.get("OLIVINE_FAULT_SEED") or secrets.randbelow(1_000_000))
     stage = Stage(Cluster(NAMESPACE), seed)
