@@ -98,8 +98,8 @@ def start(state: State, slot: Slot, api: ApiClient, addon: Addon) -> None:
     wait_until(f"the CRDs of {addon.name} are served", lambda: all(_established(api, name) for name in names), seconds=30)
     certificates = _certificates(state, slot, addon)
     daemon = _start_manager(state, slot, addon, folder, certificates)
-    health = f"http://127.0.0.1:{addon.port + 1}/readyz"
-    probe = [*network.enter(slot), "python3", "-c", f"import urllib.request; urllib.request.urlopen({health!r}, timeout=2)"]
+    ask = f"c = http.client.HTTPConnection('127.0.0.1', {addon.port + 1}, timeout=2); c.request('GET', '/readyz')"
+    probe = [*network.enter(slot), "python3", "-c", f"import http.client; {ask}; exit(c.getresponse().status != 200)"]
     wait_until(f"{addon.name} is ready", lambda: _succeeds(probe), seconds=_READY_SECONDS, watch=[daemon])
     for webhooks in _webhooks(state, slot, addon, folder):
         _kubectl(state, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(webhooks))
@@ -179,7 +179,7 @@ def _crds(folder: Path) -> list[Path]:
 
 def _established(api: ApiClient, name: str) -> bool:
     found = api.get(f"{_CRDS}/{name}")
-    conditions = found.get("status", {}).get("conditions", []) if found else []
+    conditions = (found or {}).get("status", {}).get("conditions") or []  # null at first
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
 
