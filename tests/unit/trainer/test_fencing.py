@@ -148,7 +148,7 @@ def test_the_index_knows_equal_inputs_wherever_they_lie(tiny_model: Path, rows: 
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", **changes)
     first = run_job(job, tmp_path / "one")
     elsewhere = shutil.copytree(tiny_model, tmp_path / "copy")
-    other = make_job(elsewhere, shutil.copy(rows, tmp_path / "same.jsonl"), f"file://{tmp_path}/runs", **changes)
+    other = make_job(elsewhere, Path(shutil.copy(rows, tmp_path / "same.jsonl")), f"file://{tmp_path}/runs", **changes)
     other = replace(other, identity=other.identity.model_copy(update={"name": "again", "uid": "u2"}))
     second = run_job(other, tmp_path / "two")
     assert second.input_digest == first.input_digest
