@@ -153,6 +153,12 @@ def test_who_does_not_come_is_named() -> None:
     assert caught.value.exit_code == 31
 
 
+def test_a_port_that_is_taken_is_told() -> None:
+    meeting = Meeting(2)
+    with socket.create_server(("127.0.0.1", meeting.port)), pytest.raises(PeerLostError, match=f"port {meeting.port}: .*in use"):
+        meeting.come(0).result(20)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_whoever_waits_looks_whether_the_run_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """The other pod has published and gone: its replacement would wait for 15 minutes."""
