@@ -63,7 +63,11 @@ class Stage:
         with self._room(_PODS_AT_ONCE if row.alone else row.pods):
             scene = Scene(self.cluster, row.id, random.Random(f"{self.seed}-{row.id}"), pods=row.pods)
             self.cluster.apply(short_training(row.id, NAMESPACE, pods=row.pods, **row.spec))
-            row.play(scene)
+            try:
+                row.play(scene)
+            finally:
+                if scene.held is not None:
+                    scene.held.release()
             return Played(scene, self.cluster.wait_ended(row.id, _ENDED_WITHIN))
 
     @contextmanager
