@@ -49,6 +49,9 @@ class Namespace:
     def path(self, template: str, name: str = "", sub: str = "") -> str:
         return template.format(ns=self.name) + (f"/{name}" if name else "") + (f"/{sub}" if sub else "")
 
+    def manifest(self, name: str, **spec: Any) -> Json:
+        return manifest(name, self.name, **spec)
+
     def apply(self, name: str, **spec: Any) -> Json:
         answer = self.kube.apply(self.path(FTJ), manifest(name, self.name, **spec))
         assert answer.ok, answer.message

@@ -93,6 +93,7 @@ def test_while_suspended_the_same_job_gets_another_size_and_its_world_follows(ns
     pods = ns.wait_pods("grow", 3)
     assert world(ns, "grow")["pods"] == 3
     assert pods[0]["spec"]["containers"][0]["resources"]["limits"]["memory"] == "3Gi"
+    assert ns.condition("grow", "Running")[1] != "Resizing"
     assert ns.status("grow").restarts == 0
 
 
@@ -123,6 +124,7 @@ def test_a_size_that_is_refused_is_told_and_can_be_corrected(ns: Namespace, oper
     ns.change("typo", pods={"resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi"}}}, suspend=False)
     ns.wait_pods("typo", 2)
     wait_for("it goes on", lambda: ns.condition("typo", "Running")[1] != "InvalidSpec", seconds=15)
+    assert ns.status("typo").restarts == 0
 
 
 def test_the_api_server_takes_everything_that_a_user_may_choose(ns: Namespace, operator: OperatorProcess) -> None:

@@ -1,6 +1,7 @@
 """Faults that a rank brings upon itself at a drawn moment. Each is applied in the rank's own process, before it begins."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -63,11 +64,13 @@ class SlowSteps:
 
 @dataclass(frozen=True)
 class NoRoomFor:
-    """Memory that suffices for fewer training rows at a time, from a step on; torch's own error, its own text."""
+    """Memory that suffices for fewer training rows at a time, from a forward pass on."""
 
     rows: int
     calls: int = 0
     """Forward passes that still go well."""
+    on_host: bool = False
+    """The host's allocator refuses, truly; else the error is a GPU's, by torch's own class and text."""
 
     def __call__(self) -> None:
         import torch
@@ -79,12 +82,41 @@ class NoRoomFor:
             nonlocal seen
             seen += self_.training
             if self_.training and seen > self.calls and ids.shape[0] >= self.rows:
+                if self.on_host:
+                    allocate_too_much()
                 raise torch.OutOfMemoryError(
                     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"
                 )
             return real(self_, ids, *arguments)
 
         _LOSS.forward = forward
+
+
+@dataclass(frozen=True)
+class NoRoomToMove:
+    """Memory runs out where nothing can be made smaller: in the optimizer's own step."""
+
+    def __call__(self) -> None:
+        _ENGINE._move = lambda *_: allocate_too_much()
+
+
+def allocate_too_much() -> None:
+    """Ask for more than the process may have."""
+    import torch
+
+    kept = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + (64 << 20), kept[1]))
+    try:
+        torch.zeros(1 << 30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, kept)
+
+
+def _address_space() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmSize:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class Trainer:
         self.log = tmp_path / "log"
         self.termination = tmp_path / "termination-log"
         self.termination.touch()
-        manifest = tmp_path / "job.yaml"
-        manifest.write_text(
+        self.manifest = tmp_path / "job.yaml"
+        self.manifest.write_text(
             json.dumps(
                 {
                     "apiVersion": "olivine.dev/v1alpha1",
@@ -44,7 +44,7 @@ class Trainer:
         )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(manifest), str(self.termination)],
+                [sys.executable, "-c", _MAIN, str(self.manifest), str(self.termination)],
                 stderr=log,
                 stdout=log,
                 env={**os.environ, "OLIVINE_CPU_LIMIT": "1", "TMPDIR": str(tmp_path), **environ},

@@ -153,6 +153,12 @@ def test_who_does_not_come_is_named() -> None:
     assert caught.value.exit_code == 31
 
 
+def test_a_port_that_is_taken_is_told() -> None:
+    meeting = Meeting(2)
+    with socket.create_server(("127.0.0.1", meeting.port)), pytest.raises(PeerLostError, match=f"port {meeting.port}: .*in use"):
+        meeting.come(0).result(20)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_whoever_waits_looks_whether_the_run_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """The other pod has published and gone: its replacement would wait for 15 minutes."""
@@ -170,7 +176,9 @@ def test_whoever_waits_looks_whether_the_run_is_over(tmp_path: Path, monkeypatch
         waiting = pool.submit(gather_ranks, job, place, records, ended)
         time.sleep(0.5)
         assert not waiting.done()
-        records.publish(attempt, spec_digest="d", snapshot=Snapshot(progress=Progress(stage=Stage.PUBLISHING)), samples=[])
+        records.publish(
+            attempt, spec_digest="d", input_digest="i", snapshot=Snapshot(progress=Progress(stage=Stage.PUBLISHING)), samples=[]
+        )
         with pytest.raises(RunIsOverError) as over:
             waiting.result(20)
     assert over.value.published.attempt == 1

@@ -171,7 +171,7 @@ def test_only_the_head_publishes_and_only_once(tiny_model: Path, rows: Path, tmp
     new = claim_run(job, records, Board(None))
     assert isinstance(old, Claim)
     assert isinstance(new, Claim)
-    arguments: dict[str, Any] = {"spec_digest": "d", "snapshot": uninterrupted.snapshot, "samples": []}
+    arguments: dict[str, Any] = {"spec_digest": "d", "input_digest": "i", "snapshot": uninterrupted.snapshot, "samples": []}
     with pytest.raises(SupersededError):
         records.publish(old.attempt, **arguments)
     assert records.published() is None

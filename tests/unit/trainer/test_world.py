@@ -21,7 +21,7 @@ from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.place import Place
 from olivine_trainer.world.world import World
-from tests.unit.trainer.faulty import LingerAfterPublishing, NoRoomFor, SignalIn, SlowSteps
+from tests.unit.trainer.faulty import LingerAfterPublishing, NoRoomFor, NoRoomToMove, SignalIn, SlowSteps
 from tests.unit.trainer.ranks import Rank, Ranks
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
 
@@ -154,6 +154,19 @@ def test_a_killed_rank_ends_the_other_and_both_end_in_the_same_bytes(
     assert [rank.end().attempt for rank in second] == [2, 2]  # one incident, one attempt
 
 
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_kill_of_either_rank_in_any_step_changes_no_byte(
+    bench: Bench, ranks: Ranks, calm: TerminationMessage, victim: int
+) -> None:
+    for step in range(STEPS):
+        job = bench.job(f"any-{victim}-{step}")
+        for rank in ranks.start(job, faults={victim: SignalIn(step)}):
+            rank.code()
+        assert bench.adapter(ranks.run(job)[0].end()) == bench.adapter(calm), f"rank {victim} killed in step {step}"
+
+
 @pytest.mark.parametrize("asked", [0, 1])
 def test_sigterm_to_one_rank_is_a_checkpoint_of_all(bench: Bench, ranks: Ranks, calm: TerminationMessage, asked: int) -> None:
     job = bench.job(f"asked-{asked}")
@@ -165,6 +178,17 @@ def test_sigterm_to_one_rank_is_a_checkpoint_of_all(bench: Bench, ranks: Ranks, 
     snapshot = _snapshot(second[0])
     assert (snapshot.resumed_from_step, snapshot.lost_steps) == (4, 0)
     assert bench.adapter(second[0].end()) == bench.adapter(calm)
+
+
+@pytest.mark.parametrize(("rank", "says"), [(0, "waiting for the other ranks"), (1, "calling rank 0")])
+def test_a_rank_that_waits_for_the_others_goes_at_once_when_it_is_asked(bench: Bench, ranks: Ranks, rank: int, says: str) -> None:
+    (waiting,) = ranks.start(bench.job("waiting"), only=[rank])
+    waiting.wait_for(says)
+    start = time.monotonic()
+    waiting.kill(signal.SIGTERM)
+    assert waiting.code(20) == ExitCode.INTERRUPTED, waiting.log
+    assert time.monotonic() - start < 5
+    assert waiting.end().attempt is None  # nothing was begun
 
 
 def test_a_rank_that_dies_after_the_publish_is_not_missed(bench: Bench, ranks: Ranks, tmp_path: Path) -> None:
@@ -210,9 +234,12 @@ def test_another_number_of_ranks_keeps_the_effective_batch(bench: Bench, ranks: 
     _same_training(snapshot, plain)
 
 
-def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(bench: Bench, ranks: Ranks, plain: Snapshot) -> None:
+@pytest.mark.parametrize("on_host", [False, True], ids=["of the device", "of the host"])
+def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(
+    bench: Bench, ranks: Ranks, plain: Snapshot, on_host: bool
+) -> None:
     """In the second micro-batch of the second step: the step is repeated from its start, no row is counted twice."""
-    done = ranks.run(bench.job("memory", **PLAIN), faults={1: NoRoomFor(2, calls=3)})
+    done = ranks.run(bench.job(f"memory-{on_host}", **PLAIN), faults={1: NoRoomFor(2, calls=3, on_host=on_host)})
     _same_training(_snapshot(done[0]), plain)
     for rank in done:
         (told,) = [line for line in rank.lines() if "smaller micro-batches" in line["message"]]
@@ -226,6 +253,13 @@ def test_memory_too_small_for_one_row_ends_the_run_with_peak_and_limit(bench: Be
     assert message.startswith("CUDA out of memory. Tried to allocate")
     assert "with one row at a time" in message
     assert "batchSize" not in message  # it cannot be lowered any more
+
+
+def test_memory_that_runs_out_elsewhere_ends_the_run_as_such(bench: Bench, ranks: Ranks) -> None:
+    started = ranks.start(bench.job("no-room"), faults={1: NoRoomToMove()})
+    assert [rank.code() for rank in started] == [ExitCode.PEER_LOST, ExitCode.OUT_OF_MEMORY], started[1].log
+    assert "can't allocate memory" in started[1].end().message
+    assert "rank 1 (tone-1) ended: OutOfMemory: " in started[0].end().message
 
 
 def test_the_smallest_override_holds_for_all_ranks(bench: Bench, ranks: Ranks, plain: Snapshot) -> None:

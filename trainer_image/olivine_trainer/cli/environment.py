@@ -40,6 +40,7 @@ def worker_environment(outer: Mapping[str, str], scratch: Path, placement: Place
         "GOMP_SPINCOUNT": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        names.ENV_HUB_OFFLINE: outer.get("HF_HUB_OFFLINE", ""),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HOME": str(caches / "huggingface"),
         "XDG_CACHE_HOME": str(caches),

@@ -82,6 +82,9 @@ class _Supervisor:
         """The exit code, once the termination message is left."""
         self._job.save(job_file(self._folder))
         placement = self._place()
+        if placement.leads and placement.world.pods < self._job.spec.pods.count:
+            told = "fewer pods than pods.count: a new run's optimizer step has as many rows fewer"
+            warn(told, pods=placement.world.pods, podsCount=self._job.spec.pods.count)
         poster = _poster(self._job, WorkerFiles(self._folder, 0)) if placement.leads else None
         try:
             if poster is not None:

@@ -96,7 +96,9 @@ class _Worker:
         if isinstance(claim, Published):
             log(f"the run is over: attempt {claim.attempt} published it at {claim.published_at.isoformat()}")
             return claim
-        sources = sources_of_all(lambda: fetch_sources(job, os.environ, self._folder, board), self._folder, world)
+        sources = sources_of_all(
+            lambda: fetch_sources(job, os.environ, self._folder, board, records.commits()), self._folder, world
+        )
         from olivine_trainer.modeling.imports import import_training_stack  # noqa: PLC0415  (seconds: only once it is needed)
 
         log(f"imports took {import_training_stack():.1f} s")

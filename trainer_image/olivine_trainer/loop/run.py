@@ -68,8 +68,9 @@ def set_up(
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
     if effective_batch is None:
         effective_batch = spec.training.batch_size * spec.training.gradient_accumulation_steps * world.size
-    tokenizer = load_tokenizer(sources.model.folder, uri)
-    base = load_model(sources.model.folder, uri, precision.base_dtype)
+    trusted = spec.model.trust_remote_code
+    tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
+    base = load_model(sources.model.folder, uri, precision.base_dtype, trust_remote_code=trusted)
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
     data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
@@ -88,7 +89,13 @@ def set_up(
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
-        model=ResolvedModel(uri=uri, digest=sources.model.digest, parameters=parameters),
+        model=ResolvedModel(
+            uri=uri,
+            digest=sources.model.digest,
+            revision=sources.model.revision,
+            license=sources.model.license,
+            parameters=parameters,
+        ),
         data=data.resolved,
         effective_batch_size=engine.effective_batch,
         precision=precision.name.value,

@@ -63,7 +63,8 @@ def train(
     """
     world = world or alone()
     claim.run.hurry_when(lambda: stop.requested)
-    world.from_leader(lambda: claim.records.record_sources(claim.attempt, data=sources.rows.digest, model=sources.model.digest))
+    digests = {"data": sources.rows.digest, "model": sources.model.digest}
+    world.from_leader(lambda: claim.records.record_sources(claim.attempt, **digests, commits=sources.commits))
     restored = _restore(job, claim, scratch, world)
     run = set_up(
         job,

@@ -132,8 +132,12 @@ class Rendezvous:
 
 
 def _listen(place: Place) -> socket.socket:
-    if place.leader_host in _LOOPBACK:
-        return socket.create_server(("127.0.0.1", place.port))
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", place.port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", place.port))
+    """Raises PeerLostError where somebody else has the port: PID 1 tries again, where it may with another one."""
+    try:
+        if place.leader_host in _LOOPBACK:
+            return socket.create_server(("127.0.0.1", place.port))
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", place.port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", place.port))
+    except OSError as error:
+        raise PeerLostError(f"rank 0 cannot wait for the others at port {place.port}: {error.strerror}") from None
