@@ -65,7 +65,9 @@ def wait_condition(cluster: Cluster, name: str, kind: str, status: str, seconds:
 
 
 def running(cluster: Cluster, name: str) -> list[str]:
-    return [pod["metadata"]["name"] for pod in cluster.pods(name) if pod["status"]["phase"] in ("Pending", "Running")]
+    """Pods that are there to stay. (Kueue gives an evicted job's quota to the next one while its pod still saves a checkpoint.)"""
+    alive = [pod for pod in cluster.pods(name) if pod["status"]["phase"] in ("Pending", "Running")]
+    return [pod["metadata"]["name"] for pod in alive if "deletionTimestamp" not in pod["metadata"]]
 
 
 def test_two_pods_are_a_jobset_and_survive_the_loss_of_one_with_the_same_bytes(cluster: Cluster) -> None:
