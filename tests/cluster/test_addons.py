@@ -71,8 +71,8 @@ def running(cluster: Cluster, name: str) -> list[str]:
 
 
 def test_two_pods_are_a_jobset_and_survive_the_loss_of_one_with_the_same_bytes(cluster: Cluster) -> None:
-    cluster.apply(short_training("calm", NAMESPACE, pods=2))
-    cluster.apply(short_training("stormy", NAMESPACE, pods=2))
+    cluster.apply(short_training("calm", NAMESPACE, count=2))
+    cluster.apply(short_training("stormy", NAMESPACE, count=2))
     with hold(cluster, "stormy", at_step(CHECKPOINT_STEPS + 10), pods=2) as held:
         child = cluster.status("stormy").child
         assert child is not None

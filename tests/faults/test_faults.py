@@ -62,7 +62,7 @@ class Stage:
     def _play(self, row: Row) -> Played:
         with self._room(_PODS_AT_ONCE if row.alone else row.pods):
             scene = Scene(self.cluster, row.id, random.Random(f"{self.seed}-{row.id}"), pods=row.pods)
-            self.cluster.apply(short_training(row.id, NAMESPACE, pods=row.pods, **row.spec))
+            self.cluster.apply(short_training(row.id, NAMESPACE, count=row.pods, **row.spec))
             try:
                 row.play(scene)
             finally:
