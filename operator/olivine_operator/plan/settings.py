@@ -48,6 +48,10 @@ class StatusEndpoint(ApiModel):
     port: int = 8443
     """Where the operator listens."""
     address: str = "0.0.0.0"
+    ca_overlap_seconds: Annotated[float, Field(ge=1)] = 7 * 86_400
+    """How long pods are told of the next CA before it is used, and of the last one after."""
+    certificate_check_seconds: Annotated[float, Field(ge=0.1)] = 3600
+    """How often the certificate is looked after; several times within the overlap."""
 
 
 class OperatorSettings(ApiModel):

@@ -22,6 +22,7 @@ class Metrics:
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
             registry=self.registry,
         )
+        self.leader = Gauge("olivine_leader", "1 where this replica leads, else 0.", registry=self.registry)
         self.queue_depth = Gauge("olivine_queue_depth", "FineTuneJobs that wait for a look.", registry=self.registry)
         self.api_requests = Counter(
             "olivine_api_requests",
