@@ -119,6 +119,10 @@ class OperatorProcess:
         self._process = None
         return code
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def resident_kib(self) -> int:
         """Resident memory of the process."""
         assert self._process is not None
@@ -152,17 +156,19 @@ class OperatorProcess:
             counts[verb, kind] = counts.get((verb, kind), 0) + int(float(value))
         return counts
 
-    def post(self, namespace: str, name: str, body: Any, *, token: str | None, ca: str) -> tuple[int, str]:
+    def post(
+        self, namespace: str, name: str, body: Any, *, token: str | None, ca: str, headers: dict[str, str] | None = None
+    ) -> tuple[int, str]:
         """Reports as a trainer does: by the endpoint's name, trusting the job's CA only."""
         context = ssl.create_default_context(cadata=ca)
         host = f"olivine-status.{NAMESPACE}.svc"
         plain = socket.create_connection(("127.0.0.1", self.status_port), timeout=10)
         connection = http.client.HTTPSConnection(host, timeout=10)
         connection.sock = context.wrap_socket(plain, server_hostname=host)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, headers)
+            connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, own | (headers or {}))
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:

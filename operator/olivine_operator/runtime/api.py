@@ -185,7 +185,7 @@ async def connect(metrics: Metrics) -> KubeApi:
     """The API server of the cluster that the operator runs in, or of KUBECONFIG."""
     configuration = Configuration()
     if os.environ.get("KUBECONFIG") or not Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists():
-        await config.load_kube_config(client_configuration=configuration)
+        await config.load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
     else:
         config.load_incluster_config(client_configuration=configuration)
     return KubeApi(configuration, metrics)
