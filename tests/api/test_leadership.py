@@ -79,10 +79,12 @@ class Poster:
         while not self._stopping.wait(1.1):
             self.sent += 1
             body = snapshot("Training", self.sent, metrics={"trainLoss": 1.0})
-            body["progress"]["totalSteps"] = 1000
+            body["progress"] |= {"totalSteps": 1000, "percent": self.sent // 10}
             for operator in self._operators:
                 try:
-                    if operator.post(self._ns.name, "report", body, token=self._token, ca=self._ca)[0] == 204:
+                    code, text = operator.post(self._ns.name, "report", body, token=self._token, ca=self._ca)
+                    assert code in (204, 503), text
+                    if code == 204:
                         break
                 except OSError:
                     continue  # a Service has no dead replica among its endpoints for long

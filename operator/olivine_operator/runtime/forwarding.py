@@ -80,7 +80,7 @@ class Forwarder:
                 answer = await response.content.read(_LONGEST_ANSWER)
                 return Reply(status=response.status, body=answer, retry_after=response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise ForwardError(f"the replica that leads does not answer: {error or type(error).__name__}") from error
+            raise ForwardError(f"the replica that leads, at {address}, does not answer") from error
 
     async def close(self) -> None:
         """Ends the connections."""
