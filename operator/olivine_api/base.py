@@ -12,16 +12,19 @@ from pydantic.alias_generators import to_camel
 class Rule:
     """One rule over an object, said twice: `cel` for the API server, `holds` for Python; `message` says what to write.
 
-    `cel` sees the object as `self`. A rule that mentions `oldSelf` (a transition) has no `holds`.
+    `cel` sees the object as `self`. A rule that mentions `oldSelf` (a transition) has no `holds`, one over members that have no
+    structural type, which CEL does not see, has no `cel`.
     """
 
-    cel: str
     message: str
+    cel: str | None = None
     holds: Callable[[Any], bool] | None = None
     field_path: str | None = None
 
     def to_schema(self) -> dict[str, str]:
         """The rule as an item of x-kubernetes-validations."""
+        if self.cel is None:
+            raise ValueError(f"a rule without CEL: {self.message}")
         schema = {"rule": self.cel, "message": self.message}
         if self.field_path is not None:
             schema["fieldPath"] = self.field_path

@@ -7,6 +7,7 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 FINETUNEJOB_KIND: Final = "FineTuneJob"
 FINETUNEJOB_PLURAL: Final = "finetunejobs"
+ADAPTERBUNDLE_KIND: Final = "AdapterBundle"
 
 # Labels on children.
 LABEL_JOB: Final = "olivine.dev/job"

@@ -5,7 +5,19 @@ from typing import Any
 from olivine_api.base import ApiModel
 
 # What passes through unchanged; titles, discriminators, additionalProperties: false and null defaults do not.
-_KEPT = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "minimum", "maximum")
+_KEPT = (
+    "type",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "minimum",
+    "maximum",
+)
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
@@ -23,7 +35,7 @@ def _rules_by_model() -> dict[str, list[dict[str, str]]]:
     pending: list[type[ApiModel]] = [ApiModel]
     while pending:
         for sub in pending.pop().__subclasses__():
-            found[sub.__name__] = [rule.to_schema() for rule in sub.rules]
+            found[sub.__name__] = [rule.to_schema() for rule in sub.rules if rule.cel is not None]
             pending.append(sub)
     return found
 
@@ -72,7 +84,7 @@ class _Converter:
         types = {option.get("type") for option in options}
         if types == {"integer", "string"}:
             return {**_annotations(node), "x-kubernetes-int-or-string": True}
-        if types == {"number", "string"}:
+        if types <= {"number", "string", "boolean"}:
             # No structural type says "a number or a string": the operator's own check tells them from the rest.
             return {**_annotations(node), "x-kubernetes-preserve-unknown-fields": True}
         raise ValueError(f"a union that a structural schema cannot say: {node}")

@@ -8,14 +8,14 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from olivine_api.finetunejob import FineTuneJobSpec, parse_spec
+from olivine_api.finetunejob import MUTABLE_FIELDS, FineTuneJobSpec, parse_spec
 from olivine_api.reasons import Reason
 from olivine_api.status import JobIdentity
 from olivine_trainer.errors import ConfigurationError
 
 _SHOWN_FAULTS = 4
 # What may differ between two attempts of one run: nothing of it decides which numbers come out.
-_NOT_TRAINED_ON = ("suspend", "cancel", "retries", "pods", "checkpoint", "tracking")
+_NOT_TRAINED_ON = (*MUTABLE_FIELDS, "pods", "checkpoint", "tracking")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from olivine_api.adapterbundle import AdapterBundleSpec, AdapterBundleStatus
 from olivine_api.crd import finetunejob_crd
-from olivine_api.finetunejob import FineTuneJobSpec, Scheduler
+from olivine_api.finetunejob import MUTABLE_FIELDS, SUSPENDED_MUTABLE_PODS, FineTuneJobSpec, Scheduler
 from olivine_api.schema import structural_schema
 from olivine_api.status import FineTuneJobStatus
 
@@ -21,7 +22,7 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
             yield from nodes(schema[key], f"{path}[]")
 
 
-@pytest.mark.parametrize("model", [FineTuneJobSpec, FineTuneJobStatus])
+@pytest.mark.parametrize("model", [FineTuneJobSpec, FineTuneJobStatus, AdapterBundleSpec, AdapterBundleStatus])
 def test_everything_is_bounded(model: type[Any]) -> None:
     # An unbounded string, list or map would let a status outgrow 64 KiB and make CEL rules too expensive to install.
     for path, node in nodes(structural_schema(model)):
@@ -54,10 +55,13 @@ def test_every_field_says_what_it_is_or_is_named_for_it() -> None:
 
 def test_the_spec_is_fixed_once_a_child_exists_but_for_the_listed_fields() -> None:
     rules = finetunejob_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]
-    fixed = next(rule["rule"] for rule in rules if "status.child" in rule["rule"])
-    assert "self.spec.training == oldSelf.spec.training" in fixed
-    for mutable in ("suspend", "cancel", "retries"):
-        assert f"self.spec.{mutable} " not in fixed
+    fixed = [rule["rule"] for rule in rules if "status.child" in rule["rule"]]
+    assert any("self.spec.training == oldSelf.spec.training" in rule for rule in fixed)
+    assert any("self.spec.pods.image == oldSelf.spec.pods.image" in rule for rule in fixed)
+    for mutable in MUTABLE_FIELDS:
+        assert not any(f"self.spec.{mutable} " in rule for rule in fixed)
+    for elastic in SUSPENDED_MUTABLE_PODS:
+        assert all("oldSelf.spec.suspend" in rule for rule in fixed if f"self.spec.pods.{elastic} " in rule)
 
 
 def test_schedulers_are_those_of_transformers() -> None:

@@ -92,9 +92,11 @@ def test_each_source_has_its_secret_behind_its_prefix() -> None:
 
 
 def test_of_equal_variables_the_users_wins_over_the_admins_and_ours_over_both() -> None:
-    made = build(
-        settings=with_defaults(), pods={"env": [{"name": "B", "value": "user"}, {"name": names.ENV_STATUS_URL, "value": "evil"}]}
+    admins = [{"name": name, "value": "admin"} for name in ("A", "B", names.ENV_STATUS_URL)]
+    settings = OperatorSettings.model_validate(
+        {"namespace": "o", "trainer": {"image": "t:1", "podDefaults": DEFAULTS | {"env": admins}}}
     )
+    made = build(settings=settings, pods={"env": [{"name": "B", "value": "user"}]})
     env = {item["name"]: item.get("value") for item in pod_of(made)["containers"][0]["env"]}
     assert (env["A"], env["B"]) == ("admin", "user")
     assert env[names.ENV_STATUS_URL] == "https://olivine-status.o.svc"

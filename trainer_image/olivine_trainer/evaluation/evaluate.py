@@ -97,5 +97,5 @@ def share_of_equal(examples: Sequence[Example], answers: Sequence[str]) -> float
 def metrics_of(spec: FineTuneJobSpec) -> frozenset[MetricName]:
     """The metrics asked for; by default accuracy for Classification, perplexity otherwise."""
     if spec.evaluation.metrics is not None:
-        return frozenset(metric.name for metric in spec.evaluation.metrics)
+        return frozenset(MetricName(metric.name) for metric in spec.evaluation.metrics)
     return frozenset({MetricName.ACCURACY if spec.task is Task.CLASSIFICATION else MetricName.PERPLEXITY})

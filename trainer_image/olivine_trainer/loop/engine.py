@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 
-from olivine_api.finetunejob import FineTuneJobSpec, Training
+from olivine_api.finetunejob import FineTuneJobSpec, Lora, Training
 from olivine_trainer.data.batches import batch_rows, rank_micro_batches
 from olivine_trainer.errors import NonFiniteLossError
 from olivine_trainer.loop.schedule import Schedule
@@ -122,7 +122,7 @@ def build_engine(spec: FineTuneJobSpec, base: Any, accelerator: Accelerator, *, 
     training = spec.training
     base.to(accelerator.device)
     split_head = can_split_head(base)
-    model = add_lora(base, spec.method.lora, seed=training.seed)
+    model = add_lora(base, spec.method.lora or Lora(), seed=training.seed)
     if training.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(model, training)

@@ -1,0 +1,202 @@
+"""AdapterBundle: adapters of one base model as one multi-adapter ONNX model. Field docstrings become the CRD's descriptions."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from olivine_api.base import ApiModel, Rule, StatusModel
+from olivine_api.finetunejob import Retries
+from olivine_api.pods import LabelSelector, Pods
+from olivine_api.sources import LocalObjectReference, ModelSource, Source, Storage, Uri
+from olivine_api.status import Condition, Digest, Message, ReasonText, ShortText, StorageUri
+
+ADAPTER_LIMIT = 64
+AdapterName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+
+
+class Adapter(ApiModel):
+    """One adapter of the bundle."""
+
+    rules = (
+        Rule(
+            cel="has(self.jobRef) != has(self.uri)",
+            holds=lambda a: (a.job_ref is None) != (a.uri is None),
+            message="an entry of adapters needs exactly one of jobRef and uri",
+        ),
+        Rule(
+            cel="has(self.uri) || !(has(self.secretRef) || has(self.endpoint))",
+            holds=lambda a: a.uri is not None or (a.secret_ref is None and a.endpoint is None),
+            message="secretRef and endpoint of an adapter go with its uri: a job brings its own storage",
+        ),
+        Rule(
+            cel="self.name != 'base'",
+            holds=lambda a: a.name != "base",
+            message="an adapter cannot be named base: that is the model without adapters; choose another name",
+            field_path=".name",
+        ),
+    )
+
+    name: AdapterName
+    """Its name in the bundle: adapters/NAME.onnx_adapter."""
+    job_ref: LocalObjectReference | None = None
+    """A FineTuneJob of the namespace."""
+    uri: Uri | None = None
+    """A peft directory, or an Olivine bottleneck adapter."""
+    secret_ref: LocalObjectReference | None = None
+    endpoint: Uri | None = None
+
+
+class Onnx(ApiModel):
+    """What the bundle is made for."""
+
+    precision: Literal["fp32", "fp16", "int8", "int4"] = "int8"
+    target: Literal["cpu", "cuda", "directml", "webgpu"] = "cpu"
+    slots: Literal["Union", "AllLinear"] = "Union"
+    """Which modules can take an adapter: those that some adapter uses, or every linear one."""
+
+
+class Verify(ApiModel):
+    """What each adapter must reach against PyTorch."""
+
+    prompts: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=4096)]], Field(max_length=64)] | None = None
+    """Default: prompts of the jobs' validation rows."""
+    max_logit_difference: Annotated[float, Field(ge=0)] = 0.001
+    """Of the fp32 build."""
+    min_greedy_agreement: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the fp32 build."""
+    max_extra_kl: Annotated[float, Field(ge=0, alias="maxExtraKL")] = 0.05
+    """Of the shipped build: mean KL divergence minus the base's own."""
+
+
+class Retention(ApiModel):
+    """What is kept of older versions."""
+
+    versions: Annotated[int, Field(ge=1, le=100)] = 3
+
+
+class BundleModel(Source):
+    """The base model of all adapters."""
+
+    rules = ModelSource.rules
+
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128)] | None = None
+
+
+class AdapterBundleSpec(ApiModel):
+    """A bundle of adapters."""
+
+    rules = (
+        Rule(
+            cel="(has(self.adapters) && size(self.adapters) > 0) || has(self.selector)",
+            holds=lambda s: bool(s.adapters) or s.selector is not None,
+            message="adapters or selector: a bundle needs at least one of them",
+        ),
+        Rule(
+            cel="!has(self.adapters) || self.adapters.all(a, self.adapters.exists_one(b, b.name == a.name))",
+            holds=lambda s: len({adapter.name for adapter in s.adapters or ()}) == len(s.adapters or ()),
+            message="two entries of adapters have the same name: give each its own",
+            field_path=".adapters",
+        ),
+        Rule(
+            cel="has(self.model) || !has(self.adapters) || self.adapters.all(a, has(a.jobRef))",
+            holds=lambda s: s.model is not None or all(adapter.job_ref is not None for adapter in s.adapters or ()),
+            message="model is needed where an adapter comes from a uri: only a FineTuneJob knows its base",
+        ),
+        Rule(
+            cel="false",
+            holds=lambda _: False,
+            message="AdapterBundle is not served by this release: publish adapters by FineTuneJobs, and build the bundle with a later one",
+        ),
+    )
+
+    model: BundleModel | None = None
+    """Optional where every adapter comes from a FineTuneJob; all must share one base."""
+    adapters: Annotated[list[Adapter], Field(max_length=ADAPTER_LIMIT)] | None = None
+    selector: LabelSelector | None = None
+    """Every succeeded FineTuneJob of the namespace that matches; an adapter's name is its job's."""
+    onnx: Onnx = Onnx()
+    verify: Verify = Verify()
+    storage: Storage
+    pods: Pods = Pods()
+    update_policy: Literal["OnChange", "Manual"] = "OnChange"
+    retention: Retention = Retention()
+    suspend: bool = False
+    retries: Retries = Retries()
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
+
+
+class BundlePhase(StrEnum):
+    """A summary of the conditions, for people."""
+
+    PENDING = "Pending"
+    WAITING = "Waiting"
+    BUILDING = "Building"
+    VERIFYING = "Verifying"
+    READY = "Ready"
+    FAILED = "Failed"
+
+
+class BaseStatus(StatusModel):
+    """The base as built."""
+
+    digest: Digest
+    bytes: int
+    precision: ShortText
+
+
+class BundleStatus(StatusModel):
+    """The newest version."""
+
+    uri: StorageUri
+    digest: Digest
+    """sha256 over the sorted (path, sha256) of its payload."""
+    version: int
+    total_bytes: int
+    merged_equivalent_bytes: int
+    """What as many merged models would take."""
+
+
+class AdapterStatus(StatusModel):
+    """One adapter, with what was measured of it."""
+
+    name: ShortText
+    source: StorageUri
+    digest: Digest | None = None
+    rank: int | None = None
+    targets: Annotated[list[ShortText], Field(max_length=64)] = []
+    bytes: int | None = None
+    max_logit_difference: float | None = None
+    top1_agreement: float | None = None
+    greedy_agreement: float | None = None
+    mean_kl: Annotated[float | None, Field(alias="meanKL")] = None
+    base_mean_kl: Annotated[float | None, Field(alias="baseMeanKL")] = None
+    load_milliseconds: float | None = None
+    switch_microseconds: float | None = None
+    overhead_percent: float | None = None
+    state: Literal["Ready", "Rejected", "Orphaned", "Waiting"]
+    reason: Message | None = None
+
+
+class BundleFailure(StatusModel):
+    """Why the bundle failed."""
+
+    reason: ReasonText
+    message: Message
+
+
+class AdapterBundleStatus(StatusModel):
+    """What the operator tells of a bundle."""
+
+    observed_generation: int | None = None
+    phase: BundlePhase | None = None
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    base: BaseStatus | None = None
+    bundle: BundleStatus | None = None
+    adapters: Annotated[list[AdapterStatus], Field(max_length=ADAPTER_LIMIT)] = []
+
+
+def parse_bundle(raw: dict[str, Any]) -> AdapterBundleSpec:
+    """The spec of an AdapterBundle. Raises pydantic.ValidationError, whose messages name the fields."""
+    return AdapterBundleSpec.model_validate(raw)

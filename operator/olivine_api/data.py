@@ -1,0 +1,164 @@
+"""The rows: where they are, how they are split, and how they become text."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from olivine_api.base import ApiModel, Rule
+from olivine_api.parameters import Parameters
+from olivine_api.sources import DataSource, FieldName
+
+TemplateText = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class PairTemplate(ApiModel):
+    """Two texts and a label, for losses over pairs."""
+
+    left: TemplateText
+    right: TemplateText
+    label: FieldName
+    """The field with the pair's label."""
+
+
+class Template(ApiModel):
+    """How a row becomes text. {field} is replaced by the row's field; {{ and }} stand for braces."""
+
+    rules = (
+        Rule(
+            cel="(has(self.text) ? 1 : 0) + (has(self.prompt) || has(self.completion) ? 1 : 0) + (has(self.messages) ? 1 : 0)"
+            " + (has(self.pair) ? 1 : 0) == 1",
+            holds=lambda t: (
+                sum(
+                    (
+                        t.text is not None,
+                        t.prompt is not None or t.completion is not None,
+                        t.messages is not None,
+                        t.pair is not None,
+                    )
+                )
+                == 1
+            ),
+            message="data.template needs exactly one form: text, or prompt with completion, or messages, or pair",
+        ),
+        Rule(
+            cel="has(self.prompt) == has(self.completion)",
+            holds=lambda t: (t.prompt is None) == (t.completion is None),
+            message="data.template.prompt and data.template.completion go together: write both, or use text",
+        ),
+    )
+
+    text: TemplateText | None = None
+    """The whole text, e.g. "User: {input}\\nAssistant: {output}"; every token of it is learned."""
+    prompt: TemplateText | None = None
+    """What the model is given."""
+    completion: TemplateText | None = None
+    """What the model is to answer."""
+    messages: FieldName | None = None
+    """The field that holds a chat: a list of {role, content}; rendered by the model's own chat template."""
+    pair: PairTemplate | None = None
+    """Two texts and a label."""
+
+
+class LossOn(StrEnum):
+    """Which tokens are learned."""
+
+    COMPLETION = "Completion"
+    ALL = "All"
+
+
+class OnOverflow(StrEnum):
+    """What becomes of a row longer than maxLength."""
+
+    FAIL = "Fail"
+    DROP = "Drop"
+    TRUNCATE = "Truncate"
+
+
+class Labels(ApiModel):
+    """The labels of a classification."""
+
+    field: FieldName
+    """The field with the row's label."""
+    names: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=1024)] | None = None
+    """All labels, in their order. Default: those of the training rows, sorted."""
+
+
+class Extraction(ApiModel):
+    """Where the spans of an extraction stand in a row."""
+
+    format: Literal["Spans", "BIO"]
+    text_field: FieldName
+    spans_field: FieldName
+
+
+class Clean(ApiModel):
+    """What is removed from the training rows before they are split; status counts it."""
+
+    deduplicate: bool = True
+    drop_empty: bool = True
+
+
+class Augmentation(ApiModel):
+    """One augmentation of training rows; seeded."""
+
+    name: FieldName
+    probability: Probability
+    """The share of rows that it changes."""
+    parameters: Parameters | None = None
+
+
+class Data(ApiModel):
+    """The rows, how they are split, and how they become text."""
+
+    rules = (
+        Rule(
+            cel="!(has(self.validation) && has(self.validationFraction))",
+            holds=lambda d: d.validation is None or d.validation_fraction is None,
+            message="data.validation and data.validationFraction exclude each other: name a validation file, or take a fraction of train",
+        ),
+        Rule(
+            cel="!has(self.stratifyBy) || has(self.validationFraction)",
+            holds=lambda d: d.stratify_by is None or d.validation_fraction is not None,
+            message="data.stratifyBy needs data.validationFraction: it says how the fraction is drawn",
+        ),
+        Rule(
+            cel="!self.streaming || !(has(self.validationFraction) || has(self.stratifyBy) || has(self.clean) && self.clean.deduplicate)",
+            holds=lambda d: (
+                not d.streaming
+                or (d.validation_fraction is None and d.stratify_by is None and not (d.clean is not None and d.clean.deduplicate))
+            ),
+            message="data.streaming excludes validationFraction, stratifyBy and clean.deduplicate, which need all rows at once",
+        ),
+        Rule(
+            cel="!has(self.template.text) || self.lossOn == 'All'",
+            holds=lambda d: d.template.text is None or d.loss_on is LossOn.ALL,
+            message="data.lossOn must be All with data.template.text, which has no completion; or write prompt with completion",
+        ),
+    )
+
+    train: DataSource
+    validation: DataSource | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the training rows that is held back; seeded; equal rows stay on one side."""
+    stratify_by: FieldName | None = None
+    """Draw the same share of every value of this field."""
+    test: DataSource | None = None
+    """Rows that are measured once, at the end."""
+    streaming: bool = False
+    """Read the rows while training; for data that one pod cannot hold."""
+    template: Template
+    labels: Labels | None = None
+    """For task Classification."""
+    extraction: Extraction | None = None
+    """For task Extraction."""
+    loss_on: LossOn = LossOn.COMPLETION
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    """Tokens a row may have, its stop token included."""
+    on_overflow: OnOverflow = OnOverflow.FAIL
+    """Truncate cuts a prompt at its start and never the completion; status.resolved.data counts what happened."""
+    packing: bool = False
+    """Several rows in one sequence, isolated from one another."""
+    clean: Clean | None = None
+    augmentation: Annotated[list[Augmentation], Field(max_length=16)] | None = None

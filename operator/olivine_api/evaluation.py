@@ -1,0 +1,69 @@
+"""What is measured, and what a result must reach."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from olivine_api.base import ApiModel, Rule
+from olivine_api.parameters import Plugin
+from olivine_api.sources import Uri
+
+MetricText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
+
+
+class MetricName(StrEnum):
+    """Built-in metrics that this release measures."""
+
+    ACCURACY = "accuracy"
+    PERPLEXITY = "perplexity"
+
+
+class Metric(Plugin):
+    """One metric: accuracy is the share of answers that equal the completion exactly; perplexity is exp(eval_loss)."""
+
+
+class Benchmark(ApiModel):
+    """A file of one's own domain, measured before and after."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+    uri: Uri
+    metric: MetricText
+
+
+class Gate(ApiModel):
+    """What the tuned model must reach to be published; an unmet gate keeps the artifact unpublished."""
+
+    rules = (
+        Rule(
+            cel="has(self.manual) && self.manual"
+            " ? !(has(self.metric) || has(self.min) || has(self.max) || has(self.improvesOnBase))"
+            " : has(self.metric) && (has(self.min) || has(self.max) || has(self.improvesOnBase))",
+            holds=lambda g: (
+                (g.metric is None and g.min is None and g.max is None and g.improves_on_base is None)
+                if g.manual
+                else g.metric is not None and not (g.min is None and g.max is None and g.improves_on_base is None)
+            ),
+            message="an entry of evaluation.gates is either manual: true alone, or a metric with min, max or improvesOnBase",
+        ),
+    )
+
+    metric: MetricText | None = None
+    min: float | None = None
+    max: float | None = None
+    improves_on_base: bool | None = None
+    manual: bool | None = None
+    """A person approves."""
+
+
+class Evaluation(ApiModel):
+    """What is measured, of the base model first and of the tuned model after, by the same code."""
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Evaluate the validation loss every so many steps. Default: at the end only."""
+    metrics: Annotated[list[Metric], Field(max_length=16)] | None = None
+    """Default by task: accuracy for Classification, perplexity otherwise. eval_loss is always measured."""
+    benchmarks: Annotated[list[Benchmark], Field(max_length=16)] | None = None
+    gates: Annotated[list[Gate], Field(max_length=16)] | None = None
+    samples: Annotated[int, Field(ge=0, le=64)] = 8
+    """How many answers of base and tuned model are kept beside the artifact."""

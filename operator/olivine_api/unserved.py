@@ -1,0 +1,98 @@
+"""What the API has and this release does not serve yet: each row is a rule, and goes once the build serves it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from olivine_api.base import Rule
+
+
+def _rule(path: str, wrong: str, is_wrong: Callable[[Any], bool], what: str, instead: str) -> Rule:
+    """`wrong` is CEL over `self.<path>`; both it and `is_wrong` are asked only where the field is there."""
+    parts = path.split(".")
+    guards = [f"has(self.{'.'.join(parts[:depth])})" for depth in range(1, len(parts) + 1)]
+    return Rule(
+        cel=f"!({' && '.join(guards)} && {wrong})",
+        holds=lambda spec: (value := _member(spec, parts)) is None or not is_wrong(value),
+        message=f"{path}{what} is not served by this release: {instead}",
+        field_path="." + path,
+    )
+
+
+def _member(spec: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        if spec is None:
+            return None
+        by_alias = {field.alias or name: name for name, field in type(spec).model_fields.items()}
+        spec = getattr(spec, by_alias[part])
+    return spec
+
+
+def _present(path: str, instead: str = "leave it out") -> Rule:
+    return _rule(path, "true", lambda _: True, "", instead)
+
+
+def _true(path: str, instead: str = "leave it out") -> Rule:
+    return _rule(path, f"self.{path}", bool, ": true", instead)
+
+
+def _positive(path: str, instead: str = "leave it out") -> Rule:
+    return _rule(path, f"self.{path} > 0", lambda value: value > 0, " above 0", instead)
+
+
+def _filled(path: str, instead: str = "leave it out") -> Rule:
+    return _rule(path, f"size(self.{path}) > 0", bool, "", instead)
+
+
+def _other(path: str, served: Sequence[str], instead: str) -> Rule:
+    known = ", ".join(f"'{value}'" for value in served)
+    return _rule(path, f"!(self.{path} in [{known}])", lambda value: value not in served, " with this value", instead)
+
+
+UNSERVED_FINETUNEJOB = (
+    _other(
+        "task",
+        ("Instruction", "Classification", "Generation"),
+        "write Instruction, Classification or Generation; an extraction or a summary is a Generation with prompt and completion",
+    ),
+    _present("data.test", "measure on data.validation"),
+    _true("data.streaming"),
+    _present("data.template.pair", "write text, prompt with completion, or messages"),
+    _present("data.labels", "the completions are the labels"),
+    _present("data.extraction"),
+    _true("data.packing"),
+    _present("data.clean", "clean the rows before; leave it out"),
+    _filled("data.augmentation"),
+    _other("classification.head", ("Generative",), "write Generative"),
+    _other("method.type", ("LoRA",), "write LoRA"),
+    _filled("method.lora.modulesToSave"),
+    _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
+    _positive("training.dataLoaderWorkers"),
+    _present("training.earlyStopping"),
+    _other("training.loss.name", ("cross_entropy",), "write cross_entropy"),
+    _present("training.loss.configMap"),
+    Rule(
+        holds=lambda spec: spec.training.loss is None or not spec.training.loss.parameters,
+        message="training.loss.parameters is not served by this release: leave it out",
+    ),
+    _other("training.sharing.mode", ("Never",), "write Never"),
+    Rule(
+        cel="!has(self.evaluation.metrics)"
+        " || self.evaluation.metrics.all(m, m.name in ['accuracy', 'perplexity'] && !has(m.configMap))",
+        holds=lambda spec: all(
+            metric.name in ("accuracy", "perplexity") and metric.config_map is None for metric in spec.evaluation.metrics or ()
+        ),
+        message="evaluation.metrics other than accuracy and perplexity are not served by this release: write one of them",
+        field_path=".evaluation.metrics",
+    ),
+    Rule(
+        holds=lambda spec: all(not metric.parameters for metric in spec.evaluation.metrics or ()),
+        message="evaluation.metrics[].parameters is not served by this release: leave it out",
+    ),
+    _filled("evaluation.benchmarks"),
+    _filled("evaluation.gates"),
+    _present("tracking.mlflow"),
+    _present("search", "write one FineTuneJob for each value"),
+    _true("outputs.merged"),
+    _present("outputs.onnx"),
+    _other("reuse", ("Never",), "write Never"),
+)
