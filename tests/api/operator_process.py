@@ -98,6 +98,7 @@ class OperatorProcess:
     def __post_init__(self) -> None:
         self.status_port, self.http_port = free_port(), free_port()
         endpoint = {"port": self.status_port, "address": "127.0.0.1"}
+        endpoint = self.settings.get("statusEndpoint", {}) | endpoint
         local = {"httpPort": self.http_port, "httpAddress": "127.0.0.1", "statusEndpoint": endpoint}
         self._file = self.folder / "settings.json"
         self._file.write_text(json.dumps(self.settings | local))
@@ -166,7 +167,8 @@ class OperatorProcess:
         connection = http.client.HTTPSConnection(host, timeout=10)
         connection.sock = context.wrap_socket(plain, server_hostname=host)
         own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        # An iterator goes out in chunks, without a length.
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
         try:
             connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, own | (headers or {}))
             response = connection.getresponse()
