@@ -23,6 +23,9 @@ class Reason(StrEnum):
     POD_LEAVING = "PodLeaving"
     LEFT_TO_KUEUE = "LeftToKueue"
     IN_PROGRESS = "InProgress"
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    QUOTA_RESERVED = "QuotaReserved"
+    RESIZING = "Resizing"
 
     # the user's to mend
     INVALID_SPEC = "InvalidSpec"
@@ -41,6 +44,10 @@ class Reason(StrEnum):
     NON_FINITE_LOSS = "NonFiniteLoss"
     SECRET_NOT_FOUND = "SecretNotFound"
     SOURCE_CHANGED = "SourceChanged"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    QUEUE_DEADLINE_EXCEEDED = "QueueDeadlineExceeded"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    CLAIM_NOT_BOUND = "ClaimNotBound"
 
     # the platform's to mend
     STORAGE_UNAVAILABLE = "StorageUnavailable"
@@ -54,6 +61,8 @@ class Reason(StrEnum):
     TOO_MANY_RESTARTS = "TooManyRestarts"
     CRASH_LOOP = "CrashLoop"
     POD_NOT_CREATED = "PodNotCreated"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NODE_LOST = "NodeLost"
     CHILD_LOST = "ChildLost"
     NAME_TAKEN = "NameTaken"
     CHILD_REFUSED = "ChildRefused"

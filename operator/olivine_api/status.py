@@ -35,6 +35,7 @@ class ConditionType(StrEnum):
     """The conditions of a FineTuneJob; Reconciling and Stalled follow kstatus."""
 
     VALIDATED = "Validated"
+    QUOTA_RESERVED = "QuotaReserved"
     RUNNING = "Running"
     SUSPENDED = "Suspended"
     EVALUATED = "Evaluated"
@@ -134,6 +135,8 @@ class Resolved(StatusModel):
     precision: ShortText | None = None
     world_size: int | None = None
     trainable_parameters: int | None = None
+    image: ShortText | None = None
+    """What the trainer pods were made from."""
 
 
 class CheckpointStatus(StatusModel):
@@ -165,10 +168,18 @@ class Failure(StatusModel):
     step: int | None = None
 
 
+class Diagnosis(StatusModel):
+    """Something about the training that its user should know."""
+
+    code: ReasonText
+    message: Message
+    advice: Message = ""
+
+
 class Child(StatusModel):
     """The training child: from here on the spec is fixed."""
 
-    kind: Literal["Job"] = "Job"
+    kind: Literal["Job", "JobSet"] = "Job"
     name: ShortText
 
 
@@ -261,6 +272,17 @@ class FineTuneJobStatus(StatusModel):
     attempt: int = 0
     last_failure: Failure | None = None
     next_retry_time: datetime | None = None
+    overrides: Overrides | None = None
+    """Set where the operator made the micro-batch smaller after a pod ran out of memory."""
+    running_seconds: Annotated[int, Field(ge=0)] = 0
+    """In Running, all attempts together; compared with spec.activeDeadlineSeconds."""
+    pod_seconds: Annotated[int, Field(ge=0)] = 0
+    """Of all trainer pods together."""
+    accelerator_seconds: Annotated[int, Field(ge=0)] = 0
+    """The same, times each pod's accelerators."""
+    metered_time: datetime | None = None
+    """Until when these three are counted."""
+    diagnosis: Annotated[list[Diagnosis], Field(max_length=8)] = []
     peak_memory_bytes: int | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None

@@ -29,6 +29,8 @@ app.kubernetes.io/component: operator
   "policy" .Values.policy
   "statusIntervalSeconds" .Values.statusIntervalSeconds
   "resyncSeconds" .Values.resyncSeconds
+  "lostPodTimeoutSeconds" .Values.lostPods.timeoutSeconds
+  "removeLostPods" .Values.lostPods.remove
   "workers" .Values.workers
   "logLevel" .Values.logLevel | toPrettyJson -}}
 {{- end }}

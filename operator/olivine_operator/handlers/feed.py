@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from olivine_operator.plan.observed import ChildView, JobView, Key, PodView, Raw
-from olivine_operator.runtime.api import FINETUNEJOBS, JOBS, PODS, Kind
+from olivine_api import names
+from olivine_operator.plan.observed import KUEUE_JOB_UID_LABEL, ChildView, JobView, Key, PodView, Raw, WorkloadView
+from olivine_operator.runtime.api import FINETUNEJOBS, JOBS, JOBSETS, OLD_WORKLOADS, PODS, WORKLOADS, Kind
 from olivine_operator.runtime.cache import Cache, Shelf
 from olivine_operator.runtime.reports import Memory
 
@@ -18,22 +19,40 @@ class Watched:
     kind: Kind
     shelf: Shelf[Any]
     read: Callable[[Raw], Any]
-    children: bool
-    """Whether only objects with the job label are wanted."""
+    label: str | None = None
+    """Only objects that carry it are wanted."""
 
 
 class Feed:
     """From raw objects to cache and queue."""
 
+    watched: tuple[Watched, ...]
+
     def __init__(self, cache: Cache, memory: Memory, ask: Callable[[Key], None]) -> None:
         self.watched = (
-            Watched(kind=FINETUNEJOBS, shelf=cache.jobs, read=JobView.from_raw, children=False),
-            Watched(kind=JOBS, shelf=cache.children, read=ChildView.from_raw, children=True),
-            Watched(kind=PODS, shelf=cache.pods, read=PodView.from_raw, children=True),
+            Watched(kind=FINETUNEJOBS, shelf=cache.jobs, read=JobView.from_raw),
+            Watched(kind=JOBS, shelf=cache.children, read=ChildView.from_raw, label=names.LABEL_JOB),
+            Watched(kind=PODS, shelf=cache.pods, read=PodView.from_raw, label=names.LABEL_JOB),
         )
+        self._cache = cache
         self._memory = memory
         self._ask = ask
         self._told: Counter[Kind] = Counter()
+
+    def optional(self) -> tuple[Watched, ...]:
+        """Kinds that a cluster may lack, in the order of preference where there are several of a name."""
+        jobsets, workloads = self._cache.jobsets, self._cache.workloads
+        return (
+            Watched(kind=JOBSETS, shelf=jobsets, read=ChildView.from_raw, label=names.LABEL_JOB),
+            Watched(kind=WORKLOADS, shelf=workloads, read=WorkloadView.from_raw, label=KUEUE_JOB_UID_LABEL),
+            Watched(kind=OLD_WORKLOADS, shelf=workloads, read=WorkloadView.from_raw, label=KUEUE_JOB_UID_LABEL),
+        )
+
+    def watch_too(self, watched: Watched) -> None:
+        """Adds a kind that the cluster has; before the watches begin."""
+        self.watched = (*self.watched, watched)
+        self._cache.serves_jobsets |= watched.kind is JOBSETS
+        self._cache.serves_workloads |= watched.kind.name == WORKLOADS.name
 
     def hear(self, watched: Watched, kind: str | None, raw: Raw) -> None:
         """An event of the watch."""

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from olivine_api import names
 from olivine_operator.handlers.feed import Feed, Watched
 from olivine_operator.runtime.api import ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import newer
@@ -47,6 +46,7 @@ class Resync:
         self._clock = clock
         self._listed_at = clock()
         self._behind: dict[Kind, _Behind] = {}
+        self._appeared: list[str] = []
         self.synced = False
 
     def trouble(self) -> str | None:
@@ -54,6 +54,9 @@ class Resync:
         dead = [kind.plural for kind, behind in self._behind.items() if behind.times >= 2]
         if dead:
             return f"the watch of {', '.join(dead)} is dead: listings show what it does not tell"
+        if self._appeared:
+            # kopf chooses its watches once.
+            return f"the cluster has got {', '.join(self._appeared)}, which only a new start can watch"
         # The listings' own failures are the API server's, mostly: a restart mends only what lasts.
         if self.synced and self._clock() - self._listed_at > _MISSED_LISTINGS * max(self._every, 60.0):
             return "the API server has not answered a listing for a long time"
@@ -67,6 +70,19 @@ class Resync:
                 _log.warning("waiting for the CustomResourceDefinition of FineTuneJob: %s", missing)
             told = True
             await asyncio.sleep(_CRD_SECONDS)
+        for watched in await self._new_kinds():
+            self._feed.watch_too(watched)
+            _log.info("the cluster has %s", watched.kind.plural)
+
+    async def _new_kinds(self) -> list[Watched]:
+        """The optional kinds that the cluster has and that are not watched yet, the best version of each."""
+        known = {watched.kind.name for watched in self._feed.watched}
+        found: list[Watched] = []
+        for watched in self._feed.optional():
+            if watched.kind.name not in known and await self._missing(watched.kind) is None:
+                known.add(watched.kind.name)
+                found.append(watched)
+        return found
 
     async def _missing(self, kind: Kind) -> str | None:
         try:
@@ -94,6 +110,7 @@ class Resync:
                 for watched in self._feed.watched:
                     await self.compare(watched)
                 self._listed_at = self._clock()
+                self._appeared = [watched.kind.plural for watched in await self._new_kinds()]
             except ApiError as error:
                 _log.warning("the cache was not compared: %s", error.message)
             except Exception:  # noqa: BLE001 - what one listing holds must not end the operator
@@ -137,7 +154,7 @@ class Resync:
             self._feed.gone(watched, uid)
             return False
         metadata = raw["metadata"]
-        if metadata["uid"] != uid or (watched.children and names.LABEL_JOB not in metadata.get("labels", {})):
+        if metadata["uid"] != uid or (watched.label is not None and watched.label not in metadata.get("labels", {})):
             self._feed.gone(watched, uid, metadata["resourceVersion"])
             return False
         return self._feed.see(watched, raw)
@@ -151,7 +168,7 @@ class Resync:
         found: dict[str, tuple[str, str, str]] = {}
         token: str | None = None
         while True:
-            page = await self._api.list(watched.kind, label=names.LABEL_JOB if watched.children else None, token=token)
+            page = await self._api.list(watched.kind, label=watched.label, token=token)
             for item in page.get("items") or ():
                 metadata = item["metadata"]
                 found[metadata["uid"]] = (metadata["resourceVersion"], metadata["namespace"], metadata["name"])

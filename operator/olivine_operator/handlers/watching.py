@@ -7,7 +7,6 @@ from typing import Any
 
 import kopf
 
-from olivine_api import names
 from olivine_operator.handlers.feed import Feed, Watched
 
 _REQUEST_SECONDS = 20
@@ -55,8 +54,8 @@ def _settings(feed: Feed) -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 1.0  # a task for each object lives no longer than it is of use
     settings.queueing.exit_timeout = 1.0
     for watched in feed.watched:
-        if watched.children:
-            settings.watching.label_selectors[watched.kind.plural] = names.LABEL_JOB
+        if watched.label is not None:
+            settings.watching.label_selectors[watched.kind.plural] = watched.label
     return settings
 
 

@@ -65,6 +65,9 @@ def phase_of(conditions: Sequence[Condition]) -> Phase:
         return Phase.SUSPENDED
     if holds(conditions, ConditionType.RUNNING):
         return Phase.RUNNING
+    quota = find(conditions, ConditionType.QUOTA_RESERVED)
+    if quota is not None and quota.status == "False":
+        return Phase.QUEUED
     return Phase.PENDING
 
 

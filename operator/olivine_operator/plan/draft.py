@@ -11,6 +11,8 @@ from olivine_operator.plan.observed import Observed
 from olivine_operator.plan.outcome import Action, Plan
 from olivine_operator.plan.settings import OperatorSettings
 from olivine_operator.plan.snapshots import evaluated, merge
+from olivine_operator.plan.usage import metered
+from olivine_operator.plan.wishes import Wishes
 
 
 class Draft:
@@ -21,6 +23,7 @@ class Draft:
         # Kubernetes' times are whole seconds.
         self.now = now.replace(microsecond=0)
         self.settings = settings
+        self.wishes = Wishes.read(observed.job.spec)
         self.before = FineTuneJobStatus.model_validate(observed.job.status)
         self.status = self.before
         self._actions: list[Action] = []
@@ -90,9 +93,11 @@ class Draft:
         """The plan: with the phase, kstatus' conditions and the Events that follow from what was decided."""
         self._summarise()
         before, after = _normal(self.before), _normal(self.status)
+        if after == before:
+            return Plan(actions=tuple(self._actions), requeue_after=self._requeue_after)
         return Plan(
-            status=after if after != before else None,
-            events=events_between(self.before, after) if after != before else (),
+            status=_normal(metered(before, after, self.observed.pods, self.now)),
+            events=events_between(self.before, after),
             actions=tuple(self._actions),
             requeue_after=self._requeue_after,
         )

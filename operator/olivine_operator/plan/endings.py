@@ -11,6 +11,14 @@ from olivine_operator.plan.outcome import DeleteChild, SuspendChild
 
 # The Job controller ends the Job by itself where a pod's exit code says so; pods and their logs stay then.
 _CHILD_ENDS_BY_ITSELF = timedelta(seconds=30)
+# These it knows nothing of.
+_ENDED_HERE = (
+    Reason.TOO_MANY_RESTARTS,
+    Reason.CRASH_LOOP,
+    Reason.OUT_OF_MEMORY,
+    Reason.DEADLINE_EXCEEDED,
+    Reason.QUEUE_DEADLINE_EXCEEDED,
+)
 
 
 def fail(draft: Draft, failure: Failure, *, reason: str | None = None, message: str | None = None) -> None:
@@ -65,7 +73,7 @@ def end_child(draft: Draft) -> None:
     if child is None or child.finished or child.deleting or failed is None or failed.status != "True":
         return
     if failed.reason == Reason.CANCELLED:
-        draft.act(DeleteChild(name=child.name, uid=child.uid))
+        draft.act(DeleteChild(name=child.name, uid=child.uid, kind=child.kind))
         return
     if child.suspended and not child.queued:
         return
@@ -74,12 +82,12 @@ def end_child(draft: Draft) -> None:
         draft.look_again_at(patience)
     elif child.queued:
         # Kueue owns its suspend, and would let a suspended one run again.
-        draft.act(DeleteChild(name=child.name, uid=child.uid))
+        draft.act(DeleteChild(name=child.name, uid=child.uid, kind=child.kind))
     else:
-        draft.act(SuspendChild(name=child.name, suspend=True))
+        draft.act(SuspendChild(name=child.name, suspend=True, kind=child.kind))
 
 
 def _patience(draft: Draft, reason: str) -> datetime:
-    if reason in (Reason.TOO_MANY_RESTARTS, Reason.CRASH_LOOP) or draft.status.completion_time is None:
+    if reason in _ENDED_HERE or draft.status.completion_time is None:
         return draft.now
     return draft.status.completion_time + _CHILD_ENDS_BY_ITSELF

@@ -11,7 +11,14 @@ from olivine_operator.plan.outcome import EventDraft
 
 # Reasons for not running that are no news: a job passes through them, or another condition tells of them.
 _QUIET = frozenset(
-    {Reason.WAITING_FOR_POD, Reason.WAITING_FOR_CHILD, Reason.POD_LEAVING, Reason.SUSPENDED_BY_USER, Reason.FINISHED}
+    {
+        Reason.WAITING_FOR_POD,
+        Reason.WAITING_FOR_CHILD,
+        Reason.POD_LEAVING,
+        Reason.RESIZING,
+        Reason.SUSPENDED_BY_USER,
+        Reason.FINISHED,
+    }
 )
 
 # In the order of the story; Validated False is told by Failed.
@@ -20,6 +27,7 @@ _STORY: Mapping[tuple[ConditionType, str], Literal["Normal", "Warning"]] = Mappi
         (ConditionType.VALIDATED, "True"): "Normal",
         (ConditionType.SUSPENDED, "True"): "Normal",
         (ConditionType.SUSPENDED, "False"): "Normal",
+        (ConditionType.QUOTA_RESERVED, "True"): "Normal",
         (ConditionType.RUNNING, "True"): "Normal",
         (ConditionType.RUNNING, "False"): "Warning",
         (ConditionType.EVALUATED, "False"): "Normal",

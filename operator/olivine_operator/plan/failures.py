@@ -1,7 +1,7 @@
-"""Failed pods: why each ended, which of them cost a retry, and when the Job controller tries again."""
+"""Failed pods: why each ended, and when the Job controller tries again."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,11 +14,9 @@ from olivine_operator.plan.conditions import truncate
 from olivine_operator.plan.observed import PodView, Termination
 from olivine_operator.plan.snapshots import UnboundedNumberError, refuse_unbounded
 
-RESTART_TIMES_LIMIT = 64
-# As many crashes in a row without a new checkpoint as are forgiven.
-CRASHES_ALLOWED = 3
 # A store that is down for long, or a peer that is lost, says nothing about the pod that ends: maxRestarts bounds them.
 _NO_CRASH = (ExitCode.STORAGE, ExitCode.PEER_LOST)
+_OOM_KILLED = "OOMKilled"
 _FIRST_DELAY, LONGEST_DELAY = 10, 600
 
 
@@ -32,9 +30,15 @@ class PodFailure:
     reason: str
     message: str
     step: int | None = None
+    index: int = 0
+    attempt: int | None = None
+    """What the pod worked for; None where it did not know yet, or could not tell."""
     costs_retry: bool = True
     crash: bool = False
     """Whether the next pod is likely to end the same way."""
+    peer_lost: bool = False
+    """Whether it only ended because another one had."""
+    out_of_memory: bool = False
 
     def to_status(self) -> Failure:
         """As status tells it."""
@@ -73,10 +77,14 @@ def failure_of(pod: PodView) -> PodFailure:
             reason=told.reason if told is not None else Reason.POD_FAILED,
             message=told.message if told is not None else f"the trainer ended with exit code {end.exit_code} and left no message",
             step=told.step if told is not None else None,
+            index=pod.index,
+            attempt=told.attempt if told is not None else None,
             costs_retry=False,
         )
     reason, message = _infrastructure(pod, end, told)
-    free = pod.disruption is not None or pod.deleting or (end is not None and end.exit_code == ExitCode.INTERRUPTED)
+    code = end.exit_code if end is not None else None
+    free = pod.disruption is not None or pod.deleting or code == ExitCode.INTERRUPTED
+    out_of_memory = end is not None and (end.reason == _OOM_KILLED or code == ExitCode.OUT_OF_MEMORY)
     return PodFailure(
         pod=pod.name,
         at=at,
@@ -84,20 +92,22 @@ def failure_of(pod: PodView) -> PodFailure:
         reason=reason,
         message=truncate(message),
         step=told.step if told is not None else None,
+        index=pod.index,
+        attempt=told.attempt if told is not None else None,
         costs_retry=not free,
-        crash=not free and (end is None or end.exit_code not in tuple(_NO_CRASH)),
+        # Out of memory has its own end: a micro-batch of 1.
+        crash=not free and not out_of_memory and code not in _NO_CRASH,
+        peer_lost=code == ExitCode.PEER_LOST,
+        out_of_memory=out_of_memory and not free,
     )
 
 
 def _infrastructure(pod: PodView, end: Termination | None, told: TerminationMessage | None) -> tuple[str, str]:
     if pod.disruption is not None:
         return pod.disruption.reason or Reason.POD_LOST, f"pod {pod.name} was removed from its node: {pod.disruption.message}"
-    if end is not None and end.reason == "OOMKilled":
+    if end is not None and end.reason == _OOM_KILLED:
         limit = f" ({pod.memory_limit})" if pod.memory_limit else ""
-        return Reason.OUT_OF_MEMORY, (
-            f"pod {pod.name} used more memory than its limit{limit}: "
-            "raise spec.pods.resources.limits.memory, or lower training.batchSize or data.maxLength"
-        )
+        return Reason.OUT_OF_MEMORY, f"pod {pod.name} used more memory than its limit{limit}"
     if told is not None:
         return told.reason, told.message
     if end is not None:
@@ -114,33 +124,15 @@ def _time_of(pod: PodView) -> datetime:
     return pod.created
 
 
-def new_incidents(failures: Iterable[PodFailure], counted: Sequence[datetime]) -> tuple[PodFailure, ...]:
-    """The failures that cost a retry and are not yet in `restartTimes`.
+def next_retry(failures: Sequence[PodFailure], missing: Collection[int] = (0,)) -> datetime | None:
+    """About when the last of the missing indexes has a pod again.
 
-    The time of a pod's end is its mark there, so that an operator that was restarted counts no pod twice; of a full list,
-    what is older than its oldest mark was counted before.
+    The Job controller counts each index by itself, ignored failures included: it waits 10 s x 2^n, at most 600 s.
     """
-    full = len(counted) >= RESTART_TIMES_LIMIT
-    return tuple(f for f in failures if f.costs_retry and f.at not in counted and not (full and f.at < min(counted)))
-
-
-def too_many(restart_times: Sequence[datetime], total: int, *, max_restarts: int, window_seconds: int, now: datetime) -> bool:
-    """Whether more incidents than allowed lie within the window."""
-    recent = sum(1 for at in restart_times if at > now - timedelta(seconds=window_seconds))
-    if max_restarts < RESTART_TIMES_LIMIT:
-        return recent > max_restarts
-    # Not all of them are remembered: with a full list of recent ones, the total decides.
-    return recent >= RESTART_TIMES_LIMIT and total > max_restarts
-
-
-def crashes_in_a_row(incidents: Iterable[PodFailure], known: int, *, checkpoint_since: datetime | None) -> int:
-    """The crashes since the newest checkpoint: those that were known, and what new incidents add."""
-    return known + sum(1 for f in incidents if f.crash and (checkpoint_since is None or f.at >= checkpoint_since))
-
-
-def next_retry(failures: Sequence[PodFailure]) -> datetime | None:
-    """About when the Job controller replaces the last failed pod: it waits 10 s x 2^n, ignored failures counted in, at most 600 s."""
-    if not failures:
-        return None
-    delay = min(_FIRST_DELAY * 2 ** (len(failures) - 1), LONGEST_DELAY) if len(failures) < 8 else LONGEST_DELAY
-    return failures[-1].at + timedelta(seconds=delay)
+    times: list[datetime] = []
+    for index in missing:
+        of_index = [failure for failure in failures if failure.index == index]
+        if of_index:
+            delay = LONGEST_DELAY if len(of_index) >= 8 else min(_FIRST_DELAY * 2 ** (len(of_index) - 1), LONGEST_DELAY)
+            times.append(of_index[-1].at + timedelta(seconds=delay))
+    return max(times, default=None)

@@ -1,15 +1,15 @@
 """Names and labels of children."""
 
 from olivine_api import names
-from olivine_operator.plan.observed import JobView
+from olivine_operator.plan.observed import CHILD_SUFFIX, KUEUE_PREFIX, JobView
 
 # Others' labels stay where they are: a GitOps controller would prune a child that carries its own.
-_COPIED_PREFIXES = ("kueue.x-k8s.io/", f"{names.GROUP}/")
+_COPIED_PREFIXES = (KUEUE_PREFIX, f"{names.GROUP}/")
 
 
 def child_name(job: JobView) -> str:
     """Deterministic, so that making a child twice makes one; with the uid, so that a namesake's is another."""
-    return f"{job.name}-{job.uid.replace('-', '')[:6]}"
+    return f"{job.name}-{job.uid.replace('-', '')[: CHILD_SUFFIX - 1]}"
 
 
 def own_labels(job: JobView) -> dict[str, str]:

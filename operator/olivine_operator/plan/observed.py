@@ -1,9 +1,9 @@
 """What the plan sees of a FineTuneJob and its children: projections of raw objects, without what nobody reads (managedFields, templates)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from olivine_api import names
 from olivine_api.status import Snapshot
@@ -12,8 +12,20 @@ Raw = Mapping[str, Any]
 
 # Whoever sets it on a Job, Kueue itself included, makes Kueue the owner of its `suspend`.
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# On the child Job: which CA certificate its ConfigMap carries, so that nobody has to read it.
-ANNOTATION_CA_DIGEST = f"{names.GROUP}/ca-digest"
+KUEUE_PREFIX = "kueue.x-k8s.io/"
+# Of Kueue's Workloads: the uid of the object that each was made for.
+KUEUE_JOB_UID_LABEL = f"{KUEUE_PREFIX}job-uid"
+# On the child: what its ConfigMap says of the part that changes, so that nobody has to read it.
+ANNOTATION_CONFIG_DIGEST = f"{names.GROUP}/config-digest"
+# On the child: what spec.pods asked for when it was made or resized; Kueue may have admitted fewer pods.
+ANNOTATION_PODS = f"{names.GROUP}/pods"
+ANNOTATION_RESOURCES = f"{names.GROUP}/resources-digest"
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+# Length of what child_name adds to a job's name.
+CHILD_SUFFIX = 7
+# JobSet: the only replicated job, and what its pods' names add to the child's.
+REPLICATED_JOB = "trainer"
+ChildKind = Literal["Job", "JobSet"]
 
 # A Job's or pod's place in the cache: its namespace and the FineTuneJob that its label names.
 Key = tuple[str, str]
@@ -46,6 +58,8 @@ class JobView:
     deleting: bool
     spec: Raw
     status: Raw
+    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Kueue's only."""
 
     @property
     def key(self) -> Key:
@@ -66,6 +80,7 @@ class JobView:
             deleting="deletionTimestamp" in metadata,
             spec=raw["spec"],
             status=raw.get("status", {}),
+            annotations={k: v for k, v in metadata.get("annotations", {}).items() if k.startswith(KUEUE_PREFIX)},
         )
 
 
@@ -98,7 +113,7 @@ def _key_by_label(metadata: Raw) -> Key:
 
 @dataclass(frozen=True, kw_only=True)
 class ChildView:
-    """A Job made for a FineTuneJob."""
+    """A Job or JobSet made for a FineTuneJob, or the Job that a JobSet made."""
 
     key: Key
     name: str
@@ -108,28 +123,43 @@ class ChildView:
     suspended: bool
     deleting: bool
     conditions: tuple[ChildCondition, ...]
+    kind: ChildKind = "Job"
     pods_since: datetime | None = None
     """Since when pods could be there: its creation, or when it was last resumed."""
-    ca_digest: str = ""
-    """Of the CA certificate that its ConfigMap carries."""
+    parallelism: int = 1
+    """How many pods there are to be: the world size is read from here."""
+    asked_pods: int | None = None
+    """spec.pods.count when it was made or resized."""
+    resources_digest: str = ""
+    """Of spec.pods.resources then."""
+    config_digest: str = ""
+    """Of the changing part of its ConfigMap."""
     queued: bool = False
     """Whether Kueue owns its `suspend`."""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "ChildView":
-        """From a Job as the API server tells it."""
-        metadata = raw["metadata"]
+        """From a Job or JobSet as the API server tells it."""
+        metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status", {})
+        annotations = metadata.get("annotations", {})
+        jobset = "replicatedJobs" in spec
+        pods = spec["replicatedJobs"][0]["template"]["spec"] if jobset else spec
+        asked = annotations.get(ANNOTATION_PODS, "")
         return cls(
             key=_key_by_label(metadata),
             name=metadata["name"],
             uid=metadata["uid"],
             owner_uid=controller_uid(metadata),
             resource_version=metadata["resourceVersion"],
-            suspended=bool(raw["spec"].get("suspend")),
+            suspended=bool(spec.get("suspend")),
             deleting="deletionTimestamp" in metadata,
-            conditions=_conditions(raw.get("status", {}), "True"),
-            pods_since=parse_time(raw.get("status", {}).get("startTime")) or _time_of_creation(metadata),
-            ca_digest=metadata.get("annotations", {}).get(ANNOTATION_CA_DIGEST, ""),
+            conditions=_child_conditions(status),
+            kind="JobSet" if jobset else "Job",
+            pods_since=parse_time(status.get("startTime")) or _resumed_at(status) or _time_of_creation(metadata),
+            parallelism=pods.get("parallelism", 1),
+            asked_pods=int(asked) if asked.isdecimal() else None,
+            resources_digest=annotations.get(ANNOTATION_RESOURCES, ""),
+            config_digest=annotations.get(ANNOTATION_CONFIG_DIGEST, ""),
             queued=KUEUE_QUEUE_LABEL in metadata["labels"],
         )
 
@@ -141,6 +171,52 @@ class ChildView:
     def finished(self) -> bool:
         """Whether no further pod will come."""
         return self.condition("Complete") is not None or self.condition("Failed") is not None
+
+    @property
+    def pods_owner(self) -> str:
+        """Name of the Job that makes the pods."""
+        return f"{self.name}-{REPLICATED_JOB}-0" if self.kind == "JobSet" else self.name
+
+
+def _child_conditions(status: Raw) -> tuple[ChildCondition, ...]:
+    """Those that hold, by the names that Jobs use."""
+    return tuple(replace(c, type="Complete") if c.type == "Completed" else c for c in _conditions(status, "True"))
+
+
+def _resumed_at(status: Raw) -> datetime | None:
+    return next((c.since for c in _conditions(status, "False") if c.type == "Suspended"), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadView:
+    """Kueue's Workload of a child."""
+
+    key: Key
+    name: str
+    uid: str
+    owner_uid: str | None
+    resource_version: str
+    active: bool
+    reserved: bool
+    message: str
+    """Why quota is not reserved."""
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> "WorkloadView":
+        """From a Workload as the API server tells it; one that was made for others' Jobs gets a key that nobody asks for."""
+        metadata, status = raw["metadata"], raw.get("status", {})
+        owner = next((ref["name"] for ref in metadata.get("ownerReferences", ()) if ref.get("controller")), "")
+        lacking = next((c for c in _conditions(status, "False") if c.type == "QuotaReserved"), None)
+        return cls(
+            key=(metadata["namespace"], owner[:-CHILD_SUFFIX]),
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner_uid=controller_uid(metadata),
+            resource_version=metadata["resourceVersion"],
+            active=raw["spec"].get("active", True) is not False,
+            reserved=any(c.type == "QuotaReserved" for c in _conditions(status, "True")),
+            message=lacking.message if lacking is not None else "",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +253,12 @@ class PodView:
     waiting_reason: str
     waiting_message: str
     termination: Termination | None
+    index: int = 0
+    """Its completion index: 0 leads, and alone knows how the training goes."""
+    started_at: datetime | None = None
+    gone_by: datetime | None = None
+    """Of one that is to go: when its grace ends."""
+    accelerators: int = 0
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "PodView":
@@ -206,6 +288,10 @@ class PodView:
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             termination=_termination(ended) if ended else None,
+            index=int(metadata["labels"].get(INDEX_LABEL, 0)),
+            started_at=parse_time((state.get("running") or ended or {}).get("startedAt")),
+            gone_by=parse_time(metadata.get("deletionTimestamp")),
+            accelerators=_accelerators(containers[0].get("resources", {}).get("limits", {})),
         )
 
     @property
@@ -222,6 +308,12 @@ class PodView:
 def _container_state(status: Raw) -> Raw:
     statuses = status.get("containerStatuses") or ()
     return statuses[0].get("state", {}) if statuses else {}
+
+
+def _accelerators(limits: Raw) -> int:
+    """Devices of vendors' plug-ins: nvidia.com/gpu, amd.com/gpu, google.com/tpu, …"""
+    counts = [str(amount) for name, amount in limits.items() if "/" in name and "kubernetes.io/" not in name]
+    return sum(int(count) for count in counts if count.isdecimal())
 
 
 def _termination(ended: Raw) -> Termination:
@@ -243,7 +335,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Obstacle:
-    """Why a child could not be made: a Reason and a sentence. A permanent one ends the job."""
+    """Why a child could not be made, or makes no pod: a Reason and a sentence. A permanent one ends the job."""
 
     reason: str
     message: str
@@ -262,3 +354,8 @@ class Observed:
     """When this process last wrote the job's status."""
     obstacle: Obstacle | None = None
     ca_certificate: str = ""
+    workload: WorkloadView | None = None
+    serves_jobsets: bool = False
+    """Whether the cluster has JobSets."""
+    serves_workloads: bool = False
+    """Whether the cluster has Kueue."""

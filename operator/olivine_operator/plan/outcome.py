@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from olivine_api.status import FineTuneJobStatus
+from olivine_operator.plan.observed import ChildKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,35 +18,53 @@ class EventDraft:
 
 @dataclass(frozen=True, kw_only=True)
 class CreateChild:
-    """Make the ConfigMap, then the Job; both are complete manifests."""
+    """Make the ConfigMap, the Service where pods have to find each other, then the Job or JobSet; all are complete manifests."""
 
     config_map: dict[str, Any]
     job: dict[str, Any]
+    plain: dict[str, Any]
+    """The same child without what the user's spec.pods asks for: whether it is refused too tells whose fault a refusal is."""
+    service: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuspendChild:
-    """Set the Job's spec.suspend."""
+    """Set the child's spec.suspend."""
 
     name: str
     suspend: bool
+    kind: ChildKind = "Job"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeleteChild:
-    """Delete the Job; its pods get their grace."""
+    """Delete the child; its pods get their grace."""
 
     name: str
     uid: str
+    kind: ChildKind = "Job"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefreshCa:
-    """Put another CA certificate into the ConfigMap, then note it on the Job of the same name."""
+class ResizeChild:
+    """Change the size of a suspended Job; where the API server refuses that, delete it: it is made again when it resumes."""
 
     name: str
-    certificate: str
+    uid: str
+    pods: int
+    resources: dict[str, Any] | None
+    """The container's; None where they stay."""
+    annotations: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteConfig:
+    """Write the changing part of the ConfigMap, then note its digest on the child of the same name."""
+
+    name: str
+    data: dict[str, str]
     digest: str
+    kind: ChildKind = "Job"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +74,43 @@ class KeepConfigMap:
     config_map: dict[str, Any]
 
 
-Action = CreateChild | SuspendChild | DeleteChild | RefreshCa | KeepConfigMap
+@dataclass(frozen=True, kw_only=True)
+class ExplainNoPod:
+    """Find out why the Job controller makes no pod; the answer is an obstacle."""
+
+    name: str
+    likely: str
+    """What to say where nothing is to be found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetWorkloadActive:
+    """Set spec.active of Kueue's Workload: false evicts its pods and keeps them from being admitted."""
+
+    name: str
+    active: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveLostPod:
+    """Declare a pod of a lost node failed by disruption, and remove it by force."""
+
+    name: str
+    uid: str
+    message: str
+
+
+Action = (
+    CreateChild
+    | SuspendChild
+    | DeleteChild
+    | ResizeChild
+    | WriteConfig
+    | KeepConfigMap
+    | ExplainNoPod
+    | SetWorkloadActive
+    | RemoveLostPod
+)
 
 
 @dataclass(frozen=True, kw_only=True)

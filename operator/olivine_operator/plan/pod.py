@@ -5,17 +5,13 @@ from typing import Any
 
 from olivine_api import names
 from olivine_api.finetunejob import FineTuneJobSpec, Pods
-from olivine_operator.plan.naming import child_name, own_labels
+from olivine_operator.plan.naming import own_labels
 from olivine_operator.plan.observed import JobView
 from olivine_operator.plan.settings import OperatorSettings, PodDefaults
+from olivine_operator.plan.volumes import mounts, volumes
 
 CONTAINER = "trainer"
 USER_ID = 65532
-# kubelet renews a projected token at 80 % of its life; an hour bounds what a stolen one is worth.
-TOKEN_SECONDS = 3600
-
-# Prefixed, so that they meet no name of the administrator's volumes.
-_CONFIG, _TOKEN, _SCRATCH, _TMP, _SHM = (f"olivine-{name}" for name in ("config", "token", "scratch", "tmp", "shm"))
 
 _RESTRICTED_POD: Mapping[str, Any] = {
     "runAsNonRoot": True,
@@ -33,61 +29,77 @@ _RESTRICTED_CONTAINER: Mapping[str, Any] = {
 }
 
 
-def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings) -> dict[str, Any]:
-    """The Job's pod template."""
+def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings, *, leader: str) -> dict[str, Any]:
+    """The Job's pod template; `leader` is the DNS name of the pod with index 0."""
     defaults, pods = settings.trainer.pod_defaults, spec.pods
-    labels = {key: value for key, value in job.labels.items() if key.startswith(f"{names.GROUP}/")} | own_labels(job)
+    copied = {key: value for key, value in job.labels.items() if key.startswith(f"{names.GROUP}/")}
+    metadata = {"labels": {**(pods.labels or {}), **copied, **own_labels(job)}, "annotations": pods.annotations}
     body = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        "subdomain": leader.partition(".")[2] if pods.count > 1 else None,
         "securityContext": dict(_RESTRICTED_POD),
         "terminationGracePeriodSeconds": pods.termination_grace_period_seconds,
-        "containers": [_container(spec, settings)],
-        "volumes": [*_volumes(job, settings), *defaults.volumes],
+        "containers": [_container(spec, settings, leader)],
+        "volumes": volumes(job, spec, settings),
         "serviceAccountName": pods.service_account_name,
         "priorityClassName": pods.priority_class_name,
+        "runtimeClassName": pods.runtime_class_name,
+        "schedulerName": pods.scheduler_name,
         "nodeSelector": {**defaults.node_selector, **(pods.node_selector or {})},
         "tolerations": [*defaults.tolerations, *_dumped(pods.tolerations or ())],
+        "affinity": pods.affinity.to_json_dict() if pods.affinity is not None else None,
+        "topologySpreadConstraints": _spread(job, pods),
         "imagePullSecrets": _dumped(
             pods.image_pull_secrets if pods.image_pull_secrets is not None else defaults.image_pull_secrets
         ),
     }
-    return {"metadata": {"labels": labels}, "spec": {key: value for key, value in body.items() if value not in (None, [], {})}}
+    return {"metadata": _present(metadata), "spec": _present(body)}
+
+
+def _present(members: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if value not in (None, [], {})}
+
+
+def _spread(job: JobView, pods: Pods) -> list[dict[str, Any]]:
+    """Without a selector, a constraint means the job's own pods."""
+    own = {"labelSelector": {"matchLabels": {names.LABEL_JOB_UID: job.uid}}}
+    return [own | constraint for constraint in _dumped(pods.topology_spread_constraints or ())]
 
 
 def _dumped(models: Iterable[Any]) -> list[dict[str, Any]]:
     return [model.to_json_dict() for model in models]
 
 
-def _container(spec: FineTuneJobSpec, settings: OperatorSettings) -> dict[str, Any]:
+def _container(spec: FineTuneJobSpec, settings: OperatorSettings, leader: str) -> dict[str, Any]:
     trainer, pods = settings.trainer, spec.pods
     return {
         "name": CONTAINER,
-        "image": pods.image or trainer.image,
+        "image": image_of(pods, settings),
         "imagePullPolicy": pods.image_pull_policy or trainer.image_pull_policy,
-        "resources": _resources(pods, trainer.pod_defaults),
-        "env": _environment(pods, settings),
-        "envFrom": secret_sources(spec),
-        "volumeMounts": [
-            {"name": _CONFIG, "mountPath": names.CONFIG_DIR, "readOnly": True},
-            {"name": _TOKEN, "mountPath": names.TOKEN_DIR, "readOnly": True},
-            {"name": _SCRATCH, "mountPath": names.SCRATCH_DIR},
-            {"name": _TMP, "mountPath": "/tmp"},
-            {"name": _SHM, "mountPath": "/dev/shm"},
-            *trainer.pod_defaults.volume_mounts,
-        ],
+        "resources": container_resources(pods, trainer.pod_defaults),
+        "env": _environment(pods, settings, leader),
+        # Of equal names the last wins: ours.
+        "envFrom": [*_dumped(pods.env_from or ()), *secret_sources(spec)],
+        "volumeMounts": mounts(spec, settings),
         "securityContext": dict(_RESTRICTED_CONTAINER),
         "terminationMessagePath": names.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
     }
 
 
-def _resources(pods: Pods, defaults: PodDefaults) -> dict[str, Any]:
+def image_of(pods: Pods, settings: OperatorSettings) -> str:
+    """What the trainer pods are made from."""
+    return pods.image or settings.trainer.image
+
+
+def container_resources(pods: Pods, defaults: PodDefaults) -> dict[str, Any]:
+    """The user's, else the administrator's."""
     return pods.resources.to_json_dict() if pods.resources is not None else dict(defaults.resources)
 
 
-def _environment(pods: Pods, settings: OperatorSettings) -> list[dict[str, Any]]:
+def _environment(pods: Pods, settings: OperatorSettings, leader: str) -> list[dict[str, Any]]:
     """The administrator's variables, then the user's, then ours: of equal names the last wins."""
     ours: list[dict[str, Any]] = [
         {"name": names.ENV_STATUS_URL, "value": settings.status_url},
@@ -97,6 +109,8 @@ def _environment(pods: Pods, settings: OperatorSettings) -> list[dict[str, Any]]
             "valueFrom": {"resourceFieldRef": {"containerName": CONTAINER, "resource": "limits.cpu", "divisor": "1"}},
         },
     ]
+    if pods.count > 1:
+        ours.append({"name": names.ENV_LEADER_HOST, "value": leader})
     merged = {item["name"]: item for item in [*settings.trainer.pod_defaults.env, *_dumped(pods.env or ()), *ours]}
     return list(merged.values())
 
@@ -113,15 +127,4 @@ def secret_sources(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
         {"prefix": names.ENV_SECRET_PREFIXES[role], "secretRef": {"name": ref.name}}
         for role, ref in roles.items()
         if ref is not None
-    ]
-
-
-def _volumes(job: JobView, settings: OperatorSettings) -> list[dict[str, Any]]:
-    token = {"path": names.TOKEN_FILE, "audience": names.TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS}
-    return [
-        {"name": _CONFIG, "configMap": {"name": child_name(job)}},
-        {"name": _TOKEN, "projected": {"sources": [{"serviceAccountToken": token}]}},
-        {"name": _SCRATCH, "emptyDir": {}},
-        {"name": _TMP, "emptyDir": {}},
-        {"name": _SHM, "emptyDir": {"medium": "Memory", "sizeLimit": settings.trainer.shared_memory}},
     ]

@@ -1,27 +1,35 @@
 """One look at a FineTuneJob: from what is observed to what is to be written and done."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
-
-from pydantic import ValidationError
 
 from olivine_api.exit_codes import Category
-from olivine_api.finetunejob import Retries
 from olivine_api.reasons import Reason
-from olivine_api.status import Child, ConditionType, Failure
-from olivine_operator.plan import endings
+from olivine_api.status import Child, ConditionType, Failure, Resolved
+from olivine_operator.plan import endings, limits
 from olivine_operator.plan.child import build_child
 from olivine_operator.plan.draft import Draft
-from olivine_operator.plan.failures import RESTART_TIMES_LIMIT
+from olivine_operator.plan.incidents import RESTART_TIMES_LIMIT
 from olivine_operator.plan.naming import child_name
-from olivine_operator.plan.observed import Observed, Obstacle
+from olivine_operator.plan.observed import KUEUE_QUEUE_LABEL, ChildView, Observed, Obstacle
 from olivine_operator.plan.outcome import Plan
+from olivine_operator.plan.pod import image_of
+from olivine_operator.plan.queueing import tell_queued
 from olivine_operator.plan.settings import OperatorSettings
+from olivine_operator.plan.showing import show_queued, wait_for_pod
 from olivine_operator.plan.training import follow_child
 from olivine_operator.plan.validation import Refusal, validate
 
 _OBSTACLE_RETRY_SECONDS = 15
+# Why there is no child, without anybody's having taken it away.
+_NO_INCIDENT = (
+    Reason.SUSPENDED_BY_USER,
+    Reason.NAME_TAKEN,
+    Reason.CHILD_REFUSED,
+    Reason.INVALID_SPEC,
+    Reason.QUOTA_EXCEEDED,
+    Reason.RESIZING,
+)
+_IN_THE_WAY = (Reason.NAME_TAKEN, Reason.CHILD_REFUSED, Reason.INVALID_SPEC, Reason.QUOTA_EXCEEDED, Reason.CHILD_LOST)
 # A stage is news at once, but never more often than this.
 _STAGE_SECONDS = 1.0
 
@@ -32,31 +40,31 @@ def plan(observed: Observed, now: datetime, settings: OperatorSettings) -> Plan:
         return Plan()  # the garbage collector takes the children
     draft = Draft(observed, now, settings)
     if draft.terminal:
-        endings.end_child(draft)
+        if not limits.retire(draft):
+            endings.end_child(draft)
         return draft.finish()
-    spec = observed.job.spec
-    if spec.get("cancel"):
+    if draft.wishes.cancel:
         endings.cancel(draft)
     elif observed.child is None:
-        _without_child(draft, suspend=bool(spec.get("suspend")))
+        _without_child(draft)
     elif observed.child.deleting:
-        gone = f"the Job {observed.child.name} is being deleted; it is made again when it is gone"
-        draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_CHILD, gone)
+        _wait_for_deletion(draft, observed.child)
     else:
-        follow_child(draft, observed.child, suspend=bool(spec.get("suspend")), retries=_retries(spec))
+        follow_child(draft, observed.child)
     _tell_progress(draft, now)
+    limits.watch_deadlines(draft)
     return draft.finish()
 
 
-def _retries(spec: Mapping[str, Any]) -> Retries:
-    try:
-        return Retries.model_validate(spec.get("retries", {}))
-    except ValidationError:
-        # Stored by another release: the defaults, rather than a running job that ends.
-        return Retries()
+def _wait_for_deletion(draft: Draft, child: ChildView) -> None:
+    running = draft.condition(ConditionType.RUNNING)
+    if running is not None and running.reason == Reason.RESIZING:
+        return  # it was our own doing
+    gone = f"the {child.kind} {child.name} is being deleted; it is made again when it is gone"
+    draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_CHILD, gone)
 
 
-def _without_child(draft: Draft, *, suspend: bool) -> None:
+def _without_child(draft: Draft) -> None:
     """Accept the spec, and make the child unless the job is suspended or something is in the way."""
     job = draft.observed.job
     spec = validate(job.spec, draft.settings.policy)
@@ -65,7 +73,7 @@ def _without_child(draft: Draft, *, suspend: bool) -> None:
         endings.fail_by_user(draft, spec.reason, spec.message)
         return
     draft.set(ConditionType.VALIDATED, "True", Reason.ACCEPTED, "the specification is valid")
-    if suspend:
+    if draft.wishes.suspend:
         message = "spec.suspend is true: the job starts when it is false"
         draft.set(ConditionType.RUNNING, "False", Reason.SUSPENDED_BY_USER, "the job is suspended")
         draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED_BY_USER, message)
@@ -75,18 +83,35 @@ def _without_child(draft: Draft, *, suspend: bool) -> None:
     if draft.observed.obstacle is not None:
         _tell_obstacle(draft, draft.observed.obstacle)
         return
+    if limits.ended_by_deadline(draft):
+        return
     _recount_lost_child(draft)
+    made = build_child(
+        job,
+        spec,
+        draft.observed.ca_certificate,
+        draft.settings,
+        overrides=draft.status.overrides,
+        jobsets=draft.observed.serves_jobsets,
+    )
     # Written down before it is made: from then on the API server keeps the spec as it is.
-    draft.update(child=Child(name=child_name(job)))
+    draft.update(
+        child=Child(kind=made.job["kind"], name=child_name(job)),
+        resolved=(draft.status.resolved or Resolved()).model_copy(update={"image": image_of(spec.pods, draft.settings)}),
+    )
     running = draft.condition(ConditionType.RUNNING)
+    if KUEUE_QUEUE_LABEL in job.labels:
+        tell_queued(draft)
+        show_queued(draft)
     # What stood in the way is told until the child is there, or the two states would alternate with each try.
-    if running is None or running.reason not in (Reason.NAME_TAKEN, Reason.CHILD_REFUSED, Reason.CHILD_LOST):
-        draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_POD, "the trainer pod is being started")
-    draft.act(build_child(job, spec, draft.observed.ca_certificate, draft.settings))
+    elif running is None or running.reason not in _IN_THE_WAY:
+        wait_for_pod(draft)
+    draft.act(made)
 
 
 def _tell_obstacle(draft: Draft, obstacle: Obstacle) -> None:
-    if obstacle.permanent:
+    # Of a job that ran, its user can correct what may change while it is suspended.
+    if obstacle.permanent and draft.status.start_time is None:
         endings.fail_by_user(draft, obstacle.reason, obstacle.message)
         return
     draft.set(ConditionType.RUNNING, "False", obstacle.reason, obstacle.message)
@@ -98,9 +123,9 @@ def _recount_lost_child(draft: Draft) -> None:
     status, running = draft.status, draft.condition(ConditionType.RUNNING)
     if status.start_time is None or status.child is None or (running is not None and running.reason == Reason.CHILD_LOST):
         return
-    if running is not None and running.reason in (Reason.SUSPENDED_BY_USER, Reason.NAME_TAKEN, Reason.CHILD_REFUSED):
+    if running is not None and running.reason in _NO_INCIDENT:
         return
-    message = f"the Job {status.child.name} was deleted by other hands; it is made again, and resumes from the last checkpoint"
+    message = f"the {status.child.kind} {status.child.name} was deleted by other hands; it is made again, and resumes from the last checkpoint"
     failure = Failure(category=Category.INFRASTRUCTURE, reason=Reason.CHILD_LOST, message=message, at=draft.now)
     draft.update(
         restarts=status.restarts + 1,

@@ -70,6 +70,10 @@ class OperatorSettings(ApiModel):
     """At most one progress write per job in so many seconds."""
     resync_seconds: Annotated[float, Field(ge=5)] = 600
     """How often the cache is compared with the API server."""
+    lost_pod_timeout_seconds: Annotated[float, Field(ge=1, le=86_400)] = 120
+    """How long past its grace period a pod may stay on a node that does not answer before the job says NodeLost."""
+    remove_lost_pods: bool = False
+    """Whether such a pod is then declared failed and removed by force: it may still run, and fencing has to stop it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property

@@ -4,7 +4,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from olivine_api.status import FineTuneJobStatus, Progress, Snapshot, Stage, thin_curve
+from olivine_api.status import FineTuneJobStatus, Progress, Resolved, Snapshot, Stage, thin_curve
 
 # Beyond it JSON numbers lose digits, and the API server refuses the object.
 _LARGEST_INTEGER = 2**53
@@ -66,7 +66,7 @@ def merge(status: FineTuneJobStatus, snapshot: Snapshot, *, final: bool = False)
             "baseline": _readable(snapshot.baseline) or status.baseline,
             "best": snapshot.best or status.best,
             "curve": thin_curve(snapshot.curve) or status.curve,
-            "resolved": snapshot.resolved if snapshot.resolved.to_json_dict() else status.resolved,
+            "resolved": _resolved(snapshot, status),
             # Once the artifact is there, its checkpoints may be gone.
             "checkpoint": snapshot.checkpoint or (None if snapshot.artifacts else status.checkpoint),
             "lost_steps": max(snapshot.lost_steps, status.lost_steps),
@@ -75,6 +75,13 @@ def merge(status: FineTuneJobStatus, snapshot: Snapshot, *, final: bool = False)
             "storage_uri": snapshot.storage_uri or status.storage_uri,
         }
     )
+
+
+def _resolved(snapshot: Snapshot, status: FineTuneJobStatus) -> Resolved | None:
+    """What the trainer found, beside the image, which only the operator knows."""
+    if not snapshot.resolved.to_json_dict():
+        return status.resolved
+    return snapshot.resolved.model_copy(update={"image": status.resolved.image if status.resolved is not None else None})
 
 
 def _readable(metrics: dict[str, float]) -> dict[str, float]:

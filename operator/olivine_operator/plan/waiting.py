@@ -14,6 +14,8 @@ _SAME = {"ErrImagePull": "ImagePullBackOff"}
 # Volumes that cannot be mounted show in no condition, only by the pod staying as it is.
 SLOW_START = timedelta(seconds=90)
 _MISSING = re.compile(r'secrets? "(?P<name>[^"]+)" not found')
+_NO_CLAIM = re.compile(r'persistentvolumeclaim "(?P<name>[^"]+)" not found')
+_UNBOUND = "unbound immediate PersistentVolumeClaims"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ def waiting_of(pod: PodView, now: datetime) -> Waiting | None:
         message = pod.waiting_message or f"pod {pod.name} waits: {pod.waiting_reason}"
         return Waiting(reason=_SAME.get(pod.waiting_reason, pod.waiting_reason), message=message)
     if pod.unschedulable is not None:
-        return Waiting(reason=Reason.UNSCHEDULABLE, message=f"no node takes pod {pod.name}: {pod.unschedulable.message}")
+        return _unschedulable(pod, pod.unschedulable.message)
     if is_slow(pod, now):
         seconds = int(SLOW_START.total_seconds())
         return Waiting(
@@ -45,6 +47,17 @@ def waiting_of(pod: PodView, now: datetime) -> Waiting | None:
             message=f"pod {pod.name} has been waiting for its image and volumes for more than {seconds} s: kubectl describe pod tells more",
         )
     return None
+
+
+def _unschedulable(pod: PodView, told: str) -> Waiting:
+    missing = _NO_CLAIM.search(told)
+    if missing:
+        message = f'PersistentVolumeClaim "{missing["name"]}" not found in namespace {pod.key[0]}: create it; the pod starts by itself then'
+        return Waiting(reason=Reason.CLAIM_NOT_FOUND, message=message)
+    if _UNBOUND in told:
+        message = f"pod {pod.name} waits for a PersistentVolumeClaim that is not bound: kubectl get pvc -n {pod.key[0]} tells which"
+        return Waiting(reason=Reason.CLAIM_NOT_BOUND, message=message)
+    return Waiting(reason=Reason.UNSCHEDULABLE, message=f"no node takes pod {pod.name}: {told}")
 
 
 def is_slow(pod: PodView, now: datetime) -> bool:

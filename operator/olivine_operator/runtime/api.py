@@ -4,7 +4,9 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ FIELD_MANAGER = "olivine-operator"
 _TIMEOUT_SECONDS = 15.0
 _CONNECTIONS = 64
 MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 
@@ -65,6 +68,11 @@ JOBS = Kind(name="Job", prefix="/apis/batch/v1", plural="jobs")
 PODS = Kind(name="Pod", prefix="/api/v1", plural="pods")
 CONFIG_MAPS = Kind(name="ConfigMap", prefix="/api/v1", plural="configmaps")
 SECRETS = Kind(name="Secret", prefix="/api/v1", plural="secrets")
+SERVICES = Kind(name="Service", prefix="/api/v1", plural="services")
+# Kinds that a cluster may lack.
+JOBSETS = Kind(name="JobSet", prefix="/apis/jobset.x-k8s.io/v1alpha2", plural="jobsets")
+WORKLOADS = Kind(name="Workload", prefix="/apis/kueue.x-k8s.io/v1beta2", plural="workloads")
+OLD_WORKLOADS = Kind(name="Workload", prefix="/apis/kueue.x-k8s.io/v1beta1", plural="workloads")
 EVENTS = Kind(name="Event", prefix="/api/v1", plural="events")
 TOKEN_REVIEWS = Kind(name="TokenReview", prefix="/apis/authentication.k8s.io/v1", plural="tokenreviews")
 LEASES = Kind(name="Lease", prefix="/apis/coordination.k8s.io/v1", plural="leases")
@@ -110,18 +118,31 @@ class KubeApi:
         resources = (await self.request("GET", kind, kind.prefix))["resources"]
         return any(item["name"] == kind.plural for item in resources)
 
-    async def create(self, kind: Kind, namespace: str | None, body: Json) -> Json:
-        """Makes an object."""
-        return await self.request("POST", kind, kind.path(namespace), body=body, query={"fieldManager": FIELD_MANAGER})
+    async def select(self, kind: Kind, namespace: str, fields: dict[str, str]) -> Sequence[Json]:
+        """The objects of a namespace whose fields have these values."""
+        query: dict[str, str | None] = {"fieldSelector": ",".join(f"{name}={value}" for name, value in fields.items())}
+        return (await self.request("GET", kind, kind.path(namespace), verb="LIST", query=query))["items"]
+
+    async def create(self, kind: Kind, namespace: str | None, body: Json, *, dry_run: bool = False) -> Json:
+        """Makes an object; a dry run only asks whether it would be made."""
+        query = {"fieldManager": FIELD_MANAGER, "dryRun": "All" if dry_run else None}
+        return await self.request("POST", kind, kind.path(namespace), body=body, query=query)
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Json, *, subresource: str | None = None) -> Json:
         """Merges into an object; a resourceVersion in the body is a precondition."""
         path = kind.path(namespace, name, subresource)
         return await self.request("PATCH", kind, path, body=body, query={"fieldManager": FIELD_MANAGER}, content_type=MERGE_PATCH)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
+    async def json_patch(self, kind: Kind, namespace: str, name: str, operations: Sequence[Json]) -> Json:
+        """Changes exactly these places of an object."""
+        path, query = kind.path(namespace, name), {"fieldManager": FIELD_MANAGER}
+        return await self.request("PATCH", kind, path, body=operations, query=query, content_type=JSON_PATCH)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, by_force: bool = False) -> None:
         """Deletes exactly this object, its dependents in the background; one that is gone already is fine."""
         body: Json = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        if by_force:
+            body["gracePeriodSeconds"] = 0
         try:
             await self.request("DELETE", kind, kind.path(namespace, name), body=body)
         except ApiError as error:
@@ -135,8 +156,8 @@ class KubeApi:
         kind: Kind,
         path: str,
         *,
-        body: Json | None = None,
-        query: dict[str, str | None] | None = None,
+        body: Json | Sequence[Json] | None = None,
+        query: Mapping[str, str | None] | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
         verb: str | None = None,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from olivine_operator.plan.observed import ChildView, JobView, Key, PodView
+from olivine_operator.plan.observed import ChildView, JobView, Key, PodView, WorkloadView
 
 
 class View(Protocol):
@@ -110,7 +110,11 @@ class Cache:
     def __init__(self) -> None:
         self.jobs: Shelf[JobView] = Shelf()
         self.children: Shelf[ChildView] = Shelf()
+        self.jobsets: Shelf[ChildView] = Shelf()
         self.pods: Shelf[PodView] = Shelf()
+        self.workloads: Shelf[WorkloadView] = Shelf()
+        self.serves_jobsets = False
+        self.serves_workloads = False
 
     def job(self, key: Key) -> JobView | None:
         """The FineTuneJob of this name; of two generations of a name, the one that stays, else the later one."""
@@ -118,10 +122,24 @@ class Cache:
         return max(found, key=lambda job: (not job.deleting, int(job.resource_version)), default=None)
 
     def child(self, job: JobView) -> ChildView | None:
-        """The job's own Job: one with another owner is never taken for it."""
-        return next((child for child in self.children.of(job.key) if child.owner_uid == job.uid), None)
+        """The job's own Job or JobSet: one with another owner is never taken for it."""
+        found = (*self.children.of(job.key), *self.jobsets.of(job.key))
+        return next((child for child in found if child.owner_uid == job.uid), None)
+
+    def keep_child(self, child: ChildView) -> None:
+        """Takes a child as a request's answer shows it, before the watch tells."""
+        (self.jobsets if child.kind == "JobSet" else self.children).put(child)
 
     def pods_of(self, job: JobView) -> tuple[PodView, ...]:
-        """The pods of the job's own Job."""
+        """The pods of the job's own child; a JobSet's pods belong to the Job that it made."""
         child = self.child(job)
-        return tuple(pod for pod in self.pods.of(job.key) if child is not None and pod.owner_uid == child.uid)
+        if child is None:
+            return ()
+        owners = {child.uid, *(inner.uid for inner in self.children.of(job.key) if inner.owner_uid == child.uid)}
+        return tuple(pod for pod in self.pods.of(job.key) if pod.owner_uid in owners)
+
+    def workload_of(self, job: JobView) -> WorkloadView | None:
+        """Kueue's Workload of the job's own child."""
+        child = self.child(job)
+        found = self.workloads.of(job.key)
+        return next((workload for workload in found if child is not None and workload.owner_uid == child.uid), None)

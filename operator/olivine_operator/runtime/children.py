@@ -1,21 +1,36 @@
 """Carries out what a plan asks of a job's children. Doing it twice does it once."""
 
 import logging
-import re
 
 from olivine_api import names
 from olivine_api.reasons import Reason
-from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, ChildView, JobView, Obstacle, controller_uid
-from olivine_operator.plan.outcome import Action, CreateChild, DeleteChild, KeepConfigMap, RefreshCa, SuspendChild
-from olivine_operator.runtime.api import CONFIG_MAPS, JOBS, ApiError, Json, Kind, KubeApi
+from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, ChildKind, ChildView, JobView, Obstacle, controller_uid
+from olivine_operator.plan.outcome import (
+    Action,
+    CreateChild,
+    DeleteChild,
+    ExplainNoPod,
+    KeepConfigMap,
+    RemoveLostPod,
+    ResizeChild,
+    SetWorkloadActive,
+    SuspendChild,
+    WriteConfig,
+)
+from olivine_operator.runtime.api import CONFIG_MAPS, JOBS, JOBSETS, SERVICES, ApiError, Json, Kind, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.logs import about
+from olivine_operator.runtime.obstacles import explain_no_pod, obstacle_of
+from olivine_operator.runtime.rescue import remove_lost_pod
+from olivine_operator.runtime.workloads import set_active
 
 _log = logging.getLogger(__name__)
+_KINDS: dict[ChildKind, Kind] = {"Job": JOBS, "JobSet": JOBSETS}
+_CONTAINER_PATH = "/spec/template/spec/containers/0"
 
 
 class Children:
-    """The ConfigMap and the Job of each FineTuneJob."""
+    """The ConfigMap, the Service and the Job or JobSet of each FineTuneJob."""
 
     def __init__(self, api: KubeApi, cache: Cache) -> None:
         self._api = api
@@ -26,16 +41,25 @@ class Children:
         match action:
             case CreateChild():
                 return await self._create(job, action)
+            case ExplainNoPod():
+                return await explain_no_pod(self._api, job, action)
             case SuspendChild():
-                await self._suspend(job, action)
-            case RefreshCa():
-                await self._refresh_ca(job, action)
+                about(_log, job).info("%s %s %s", "suspending" if action.suspend else "resuming", action.kind, action.name)
+                await self._patch(job, action.kind, action.name, {"spec": {"suspend": action.suspend}})
+            case ResizeChild():
+                await self._resize(job, action)
+            case WriteConfig():
+                await self._write_config(job, action)
             case KeepConfigMap():
                 about(_log, job).info("making sure of ConfigMap %s", action.config_map["metadata"]["name"])
                 await self._create_one(job, CONFIG_MAPS, action.config_map)
             case DeleteChild():
-                about(_log, job).info("deleting Job %s", action.name)
-                await self._api.delete(JOBS, job.namespace, action.name, uid=action.uid)
+                about(_log, job).info("deleting %s %s", action.kind, action.name)
+                await self._api.delete(_KINDS[action.kind], job.namespace, action.name, uid=action.uid)
+            case SetWorkloadActive():
+                await set_active(self._api, job, action)
+            case RemoveLostPod():
+                await remove_lost_pod(self._api, job, action)
         return None
 
     async def _create(self, job: JobView, action: CreateChild) -> Obstacle | None:
@@ -47,22 +71,35 @@ class Children:
             await self._api.patch(
                 CONFIG_MAPS, job.namespace, action.config_map["metadata"]["name"], {"data": action.config_map["data"]}
             )
-        child = await self._create_one(job, JOBS, action.job)
+        if action.service is not None:
+            service = await self._create_one(job, SERVICES, action.service)
+            if isinstance(service, Obstacle):
+                return service
+        child = await self._create_one(job, _KINDS[action.job["kind"]], action.job, plain=action.plain)
         if isinstance(child, Obstacle):
             return child
         # Known at once, before the watch tells: the next look must not make it again.
-        self._cache.children.put(ChildView.from_raw(child))
-        about(_log, job).info("Job %s is there", action.job["metadata"]["name"])
+        self._cache.keep_child(ChildView.from_raw(child))
+        about(_log, job).info("%s %s is there", action.job["kind"], action.job["metadata"]["name"])
         return None
 
-    async def _create_one(self, job: JobView, kind: Kind, manifest: Json) -> Json | Obstacle:
+    async def _create_one(self, job: JobView, kind: Kind, manifest: Json, *, plain: Json | None = None) -> Json | Obstacle:
         name = manifest["metadata"]["name"]
         try:
             return await self._api.create(kind, job.namespace, manifest)
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return await self._existing(job, kind, name)
-            return obstacle_of(job, kind, name, error)
+            refused_anyway = plain is None or (error.code in (400, 422) and await self._refuses(job, kind, plain))
+            return obstacle_of(kind, name, error, users=not refused_anyway)
+
+    async def _refuses(self, job: JobView, kind: Kind, manifest: Json) -> bool:
+        """Whether the API server refuses a manifest that asks for nothing of the user's."""
+        try:
+            await self._api.create(kind, job.namespace, manifest, dry_run=True)
+        except ApiError as error:
+            return error.reason != "AlreadyExists"
+        return False
 
     async def _existing(self, job: JobView, kind: Kind, name: str) -> Json | Obstacle:
         """The object that has the name already: ours from an earlier try, or another's, which is never adopted."""
@@ -78,52 +115,46 @@ class Children:
             return Obstacle(reason=Reason.NAME_TAKEN, message=message)
         return found
 
-    async def _refresh_ca(self, job: JobView, action: RefreshCa) -> None:
-        about(_log, job).info("giving the operator's CA certificate to Job %s", action.name)
+    async def _write_config(self, job: JobView, action: WriteConfig) -> None:
+        about(_log, job).info("writing the changing part of ConfigMap %s", action.name)
         try:
-            await self._api.patch(CONFIG_MAPS, job.namespace, action.name, {"data": {names.CONFIG_CA: action.certificate}})
-            noted = {"metadata": {"annotations": {ANNOTATION_CA_DIGEST: action.digest}}}
-            raw = await self._api.patch(JOBS, job.namespace, action.name, noted)
+            await self._api.patch(CONFIG_MAPS, job.namespace, action.name, {"data": action.data})
         except ApiError as error:
             if error.code != 404:
                 raise
-            return  # one of them was deleted: without both no pod runs
-        self._cache.children.put(ChildView.from_raw(raw))
+            return  # it was deleted; no pod starts without it, and one that waits for it has it made again
+        noted = {"metadata": {"annotations": {ANNOTATION_CONFIG_DIGEST: action.digest}}}
+        await self._patch(job, action.kind, action.name, noted)
 
-    async def _suspend(self, job: JobView, action: SuspendChild) -> None:
-        about(_log, job).info("%s Job %s", "suspending" if action.suspend else "resuming", action.name)
+    async def _resize(self, job: JobView, action: ResizeChild) -> None:
+        about(_log, job).info("resizing Job %s to %d pods", action.name, action.pods)
+        noted = [
+            {"op": "add", "path": f"/metadata/annotations/{name.replace('/', '~1')}", "value": value}
+            for name, value in action.annotations.items()
+        ]
+        size = [{"op": "add", "path": f"/spec/{member}", "value": action.pods} for member in ("completions", "parallelism")]
+        same_one = {"op": "test", "path": "/metadata/uid", "value": action.uid}
+        operations: list[Json] = [same_one, *noted, *size]
+        if action.resources is not None:
+            operations.append({"op": "add", "path": f"{_CONTAINER_PATH}/resources", "value": action.resources})
         try:
-            raw = await self._api.patch(JOBS, job.namespace, action.name, {"spec": {"suspend": action.suspend}})
+            raw = await self._api.json_patch(JOBS, job.namespace, action.name, operations)
+        except ApiError as error:
+            if error.code not in (400, 422):
+                if error.code == 404:
+                    return  # the watch will tell
+                raise
+            # This API server keeps the template of a suspended Job as it is, or refuses the size: making it anew tells which.
+            about(_log, job).info("the Job %s is made anew: %s", action.name, error.message)
+            await self._api.delete(JOBS, job.namespace, action.name, uid=action.uid)
+            return
+        self._cache.keep_child(ChildView.from_raw(raw))
+
+    async def _patch(self, job: JobView, kind: ChildKind, name: str, body: Json) -> None:
+        try:
+            raw = await self._api.patch(_KINDS[kind], job.namespace, name, body)
         except ApiError as error:
             if error.code != 404:
                 raise
             return  # the watch will tell
-        self._cache.children.put(ChildView.from_raw(raw))
-
-
-def obstacle_of(job: JobView, kind: Kind, name: str, error: ApiError) -> Obstacle:
-    """What a refusal means; raises what another try, or the job's own end, will settle."""
-    if error.code in (400, 422):
-        refused = f"the API server refused the {kind.name} {name}: {error.message}"
-        if _is_from_spec(job, error):
-            # The spec is fixed from here on: the same manifest would be refused for ever.
-            return Obstacle(reason=Reason.INVALID_SPEC, message=refused, permanent=True)
-        message = (
-            "nothing that spec.pods says is refused: the administrator has to correct the chart's settings (trainer.podDefaults) "
-            f"or a policy of the cluster, and the job then starts by itself; {refused}"
-        )
-        return Obstacle(reason=Reason.CHILD_REFUSED, message=message)
-    if error.code >= 500 and "failed calling webhook" in error.message:
-        return Obstacle(reason=Reason.CHILD_REFUSED, message=f"the {kind.name} {name} is tried again: {error.message}")
-    if error.code == 403 and "being terminated" not in error.message:
-        return Obstacle(reason=Reason.CHILD_REFUSED, message=f"the {kind.name} {name} was refused: {error.message}")
-    raise error
-
-
-def _is_from_spec(job: JobView, error: ApiError) -> bool:
-    """Whether the refused field is one that spec.pods sets; where the administrator sets it too, the user is asked first."""
-    members = job.spec.get("pods") or {}
-    if error.code == 400:
-        # The CRD knows every type but quantities, and these are refused without their path.
-        return "resources" in members and "quantities must match" in error.message
-    return any(re.search(rf"\.{member}\b", error.message) for member in members)
+        self._cache.keep_child(ChildView.from_raw(raw))

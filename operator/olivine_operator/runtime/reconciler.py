@@ -70,6 +70,9 @@ class Reconciler:
             report=self._memory.report(job.uid),
             written_at=self._memory.written_at(job.uid),
             ca_certificate=self._ca_certificate(),
+            workload=self._cache.workload_of(job),
+            serves_jobsets=self._cache.serves_jobsets,
+            serves_workloads=self._cache.serves_workloads,
         )
 
     async def _write(self, job: JobView, planned: Plan) -> JobView | None:

@@ -6,12 +6,23 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from olivine_api.status import Condition, FineTuneJobStatus, Progress, Snapshot, Stage
-from olivine_operator.plan.child import ca_digest
-from olivine_operator.plan.observed import ChildCondition, ChildView, JobView, Observed, PodView, Report, Termination
+from olivine_api.status import Condition, FineTuneJobStatus, Overrides, Progress, Snapshot, Stage, World
+from olivine_operator.plan.child import size_annotations
+from olivine_operator.plan.live_config import digest_of, live_data
+from olivine_operator.plan.observed import (
+    ANNOTATION_RESOURCES,
+    ChildCondition,
+    ChildView,
+    JobView,
+    Observed,
+    PodView,
+    Report,
+    Termination,
+)
 from olivine_operator.plan.outcome import Plan
 from olivine_operator.plan.reconcile import plan
 from olivine_operator.plan.settings import OperatorSettings, TrainerSettings
+from olivine_operator.plan.wishes import Wishes
 
 T0 = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 KEY = ("team-a", "tone")
@@ -48,7 +59,13 @@ def job(
 
 
 def child(
-    *held: str, reason: str = "", message: str = "", suspended: bool = False, deleting: bool = False, queued: bool = False
+    *held: str,
+    reason: str = "",
+    message: str = "",
+    suspended: bool = False,
+    deleting: bool = False,
+    queued: bool = False,
+    pods: int = 1,
 ) -> ChildView:
     conditions = tuple(ChildCondition(type=kind, reason=reason, message=message, since=T0) for kind in held)
     return ChildView(
@@ -60,9 +77,17 @@ def child(
         suspended=suspended,
         deleting=deleting,
         conditions=conditions,
-        ca_digest=ca_digest("CA"),
+        config_digest=config_digest(pods),
+        parallelism=pods,
+        asked_pods=pods,
+        resources_digest=size_annotations(Wishes())[ANNOTATION_RESOURCES],
         queued=queued,
     )
+
+
+def config_digest(pods: int = 1, overrides: Overrides | None = None) -> str:
+    """What the child of a job whose ConfigMap is up to date notes."""
+    return digest_of(live_data(ca_certificate="CA", world=World(pods=pods), overrides=overrides))
 
 
 def pod(name: str = "tone-0", phase: str = "Pending", **members: Any) -> PodView:

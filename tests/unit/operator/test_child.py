@@ -3,14 +3,16 @@
 import contextlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
 
 from olivine_api import names
 from olivine_api.finetunejob import parse_spec
+from olivine_api.status import Overrides
 from olivine_operator.plan.child import build_child
 from olivine_operator.plan.outcome import CreateChild
 from olivine_operator.plan.settings import OperatorSettings, TrainerSettings
@@ -26,8 +28,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def build(labels: dict[str, str] | None = None, settings: OperatorSettings = SETTINGS, **spec: Any) -> CreateChild:
-    return build_child(job(labels=labels, **spec), parse_spec({**SPEC, **spec}), "CA", settings)
+def build(
+    labels: dict[str, str] | None = None, settings: OperatorSettings = SETTINGS, *, jobsets: bool = False, **spec: Any
+) -> CreateChild:
+    return build_child(job(labels=labels, **spec), parse_spec({**SPEC, **spec}), "CA", settings, jobsets=jobsets)
 
 
 def pod_of(made: CreateChild) -> dict[str, Any]:
@@ -64,6 +68,8 @@ def test_the_config_map_says_what_to_train_for_whom_and_whom_to_trust() -> None:
     assert parse_spec(json.loads(data[names.CONFIG_SPEC])) == parse_spec(SPEC)
     assert json.loads(data[names.CONFIG_IDENTITY])["child"] == "tone-012345"
     assert data[names.CONFIG_CA] == "CA"
+    assert json.loads(data[names.CONFIG_WORLD]) == {"pods": 1, "processesPerPod": 1}
+    assert names.CONFIG_OVERRIDES not in data
 
 
 def test_the_same_spec_gives_the_same_manifests() -> None:
@@ -92,10 +98,8 @@ def test_each_source_has_its_secret_behind_its_prefix() -> None:
 
 
 def test_of_equal_variables_the_users_wins_over_the_admins_and_ours_over_both() -> None:
-    admins = [{"name": name, "value": "admin"} for name in ("A", "B", names.ENV_STATUS_URL)]
-    settings = OperatorSettings.model_validate(
-        {"namespace": "o", "trainer": {"image": "t:1", "podDefaults": DEFAULTS | {"env": admins}}}
-    )
+    defaults = {**DEFAULTS, "env": [*DEFAULTS["env"], {"name": names.ENV_STATUS_URL, "value": "elsewhere"}]}
+    settings = OperatorSettings.model_validate({"namespace": "o", "trainer": {"image": "t:1", "podDefaults": defaults}})
     made = build(settings=settings, pods={"env": [{"name": "B", "value": "user"}]})
     env = {item["name"]: item.get("value") for item in pod_of(made)["containers"][0]["env"]}
     assert (env["A"], env["B"]) == ("admin", "user")
@@ -139,3 +143,123 @@ def test_the_pod_meets_the_restricted_level_and_gets_no_token_but_its_own() -> N
     writable = {m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if not m.get("readOnly")}
     assert writable == {names.SCRATCH_DIR, "/tmp", "/dev/shm"}
     assert "command" not in pod["containers"][0]
+
+
+def test_what_was_healed_holds_for_a_child_that_is_made_anew() -> None:
+    overrides = Overrides(batch_size=4, gradient_accumulation_steps=2)
+    made = build_child(job(), parse_spec(SPEC), "CA", SETTINGS, overrides=overrides)
+    assert json.loads(made.config_map["data"][names.CONFIG_OVERRIDES]) == {"batchSize": 4, "gradientAccumulationSteps": 2}
+
+
+class TestSeveralPods:
+    wishes: ClassVar[dict[str, Any]] = {"pods": {"count": 3, "processesPerPod": 2}}
+
+    def test_are_indexes_of_one_job_that_find_each_other_by_name(self) -> None:
+        made = build(**self.wishes)
+        spec = made.job["spec"]
+        assert (made.job["kind"], spec["completions"], spec["parallelism"]) == ("Job", 3, 3)
+        pod = pod_of(made)
+        assert pod["subdomain"] == "tone-012345"
+        env = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+        assert env[names.ENV_LEADER_HOST] == "tone-012345-0.tone-012345"
+        assert made.service is not None
+        assert made.service["metadata"]["name"] == "tone-012345"
+        assert made.service["metadata"]["ownerReferences"][0]["uid"] == UID
+        assert made.service["spec"]["clusterIP"] == "None"
+        assert made.service["spec"]["publishNotReadyAddresses"] is True
+        # The selector meets the pods' labels.
+        assert made.service["spec"]["selector"].items() <= spec["template"]["metadata"]["labels"].items()
+        assert json.loads(made.config_map["data"][names.CONFIG_WORLD]) == {"pods": 3, "processesPerPod": 2}
+
+    def test_are_a_jobset_where_there_are_jobsets(self) -> None:
+        made = build({"kueue.x-k8s.io/queue-name": "q"}, jobsets=True, **self.wishes)
+        assert (made.job["kind"], made.job["apiVersion"]) == ("JobSet", "jobset.x-k8s.io/v1alpha2")
+        assert made.service is None
+        spec = made.job["spec"]
+        assert spec["suspend"] is True
+        assert spec["network"]["subdomain"] == "tone-012345"
+        (replicated,) = spec["replicatedJobs"]
+        assert (replicated["name"], replicated["replicas"]) == ("trainer", 1)
+        inner = replicated["template"]
+        assert "suspend" not in inner["spec"]
+        assert (inner["spec"]["completions"], inner["spec"]["parallelism"]) == (3, 3)
+        # The queue is the JobSet's; the Job leads back to the FineTuneJob.
+        assert "kueue.x-k8s.io/queue-name" not in inner["metadata"]["labels"]
+        assert inner["metadata"]["labels"][names.LABEL_JOB] == "tone"
+        env = {item["name"]: item.get("value") for item in inner["spec"]["template"]["spec"]["containers"][0]["env"]}
+        assert env[names.ENV_LEADER_HOST] == "tone-012345-trainer-0-0.tone-012345"
+
+    def test_one_pod_is_a_plain_job_and_needs_no_name(self) -> None:
+        made = build(jobsets=True)
+        assert (made.job["kind"], made.service) == ("Job", None)
+        assert "subdomain" not in pod_of(made)
+        assert names.ENV_LEADER_HOST not in {item["name"] for item in pod_of(made)["containers"][0]["env"]}
+
+
+def test_everything_that_a_user_may_choose_is_in_the_pod() -> None:
+    affinity = {
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"a": "b"}}}
+            ]
+        }
+    }
+    wishes: dict[str, Any] = {
+        "affinity": affinity,
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+        "runtimeClassName": "gvisor",
+        "schedulerName": "volcano",
+        "priorityClassName": "low",
+        "serviceAccountName": "robot",
+        "imagePullSecrets": [{"name": "pull"}],
+        "terminationGracePeriodSeconds": 30,
+        "envFrom": [{"prefix": "X_", "configMapRef": {"name": "c"}}],
+        "env": [{"name": "N", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        "volumes": [{"name": "v", "secret": {"secretName": "s"}}],
+        "volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": True}],
+        "sharedMemory": "2Gi",
+        "labels": {"team": "t"},
+        "annotations": {"note": "n"},
+    }
+    made = build(storage={"uri": "s3://o", "secretRef": {"name": "store"}}, pods=wishes)
+    pod, container = pod_of(made), pod_of(made)["containers"][0]
+    assert pod["affinity"] == affinity
+    assert pod["topologySpreadConstraints"] == [
+        {**wishes["topologySpreadConstraints"][0], "labelSelector": {"matchLabels": {names.LABEL_JOB_UID: UID}}}
+    ]
+    assert (pod["runtimeClassName"], pod["schedulerName"], pod["priorityClassName"]) == ("gvisor", "volcano", "low")
+    assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == ("robot", [{"name": "pull"}])
+    assert pod["terminationGracePeriodSeconds"] == 30
+    # Ours come last: of equal names the last wins.
+    assert container["envFrom"] == [*wishes["envFrom"], {"prefix": "OLIVINE_STORAGE_", "secretRef": {"name": "store"}}]
+    assert wishes["env"][0] in container["env"]
+    assert wishes["volumes"][0] in pod["volumes"]
+    assert wishes["volumeMounts"][0] in container["volumeMounts"]
+    shm = next(v for v in pod["volumes"] if v["name"] == "olivine-shm")
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    metadata = made.job["spec"]["template"]["metadata"]
+    assert (metadata["labels"]["team"], metadata["annotations"]) == ("t", {"note": "n"})
+    # The same child without them, to tell whose fault a refusal is.
+    assert "affinity" not in made.plain["spec"]["template"]["spec"]
+
+
+def test_claims_are_mounted_where_the_trainer_looks_and_are_writable_only_for_storage() -> None:
+    data = {**SPEC["data"], "train": {"uri": "pvc://rows/a.jsonl"}, "validation": {"uri": "pvc://shared/v.jsonl"}}
+    model = {"uri": "hf://org/name", "cache": {"claimName": "cache"}}
+    pod = pod_of(build(data=data, model=model, storage={"uri": "pvc://shared/runs"}))
+    mounts = {m["mountPath"]: m for m in pod["containers"][0]["volumeMounts"]}
+    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+    assert {path: claims[m["name"]] for path, m in mounts.items() if m["name"] in claims} == {
+        f"{names.CLAIMS_DIR}/rows": "rows",
+        f"{names.CLAIMS_DIR}/shared": "shared",
+        names.MODEL_CACHE_DIR: "cache",
+    }
+    assert mounts[f"{names.CLAIMS_DIR}/rows"]["readOnly"] is True
+    assert "readOnly" not in mounts[f"{names.CLAIMS_DIR}/shared"]
+    assert "readOnly" not in mounts[names.MODEL_CACHE_DIR]
+
+
+def test_kueues_annotations_go_with_the_child() -> None:
+    view = replace(job(), annotations={"kueue.x-k8s.io/job-min-parallelism": "1"})
+    made = build_child(view, parse_spec(SPEC), "CA", SETTINGS)
+    assert made.job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] == "1"

@@ -8,15 +8,8 @@ import pytest
 from olivine_api.exit_codes import Category
 from olivine_api.reasons import Reason
 from olivine_api.status import CheckpointStatus, Phase
-from olivine_operator.plan.failures import (
-    RESTART_TIMES_LIMIT,
-    failure_of,
-    failures_of,
-    new_incidents,
-    next_retry,
-    termination_message,
-    too_many,
-)
+from olivine_operator.plan.failures import failure_of, failures_of, next_retry, termination_message
+from olivine_operator.plan.incidents import RESTART_TIMES_LIMIT, incidents_of, new_incidents, too_many
 from olivine_operator.plan.observed import PodView
 from olivine_operator.plan.outcome import SuspendChild
 from tests.unit.operator.builders import T0, after, child, condition, disrupted, ended, failed, look, pod, report, running
@@ -75,16 +68,17 @@ def test_a_custom_image_with_a_reason_that_is_too_long_ends_the_job_nevertheless
 
 
 def test_incidents_are_counted_once_and_only_those_that_cost() -> None:
-    failures = failures_of([failed("a", 1, at=after(1)), failed("b", 40, at=after(2)), failed("c", 30, at=after(3))])
-    assert [f.pod for f in new_incidents(failures, [])] == ["a", "c"]
-    assert [f.pod for f in new_incidents(failures, [after(1)])] == ["c"]
-    assert new_incidents(failures, [after(1), after(3)]) == ()
+    pods = [failed("a", 1, at=after(1)), failed("b", 40, at=after(2)), failed("c", 30, at=after(3))]
+    incidents = incidents_of(failures_of(pods))
+    assert [i.cause.pod for i in new_incidents(incidents, [])] == ["a", "c"]
+    assert [i.cause.pod for i in new_incidents(incidents, [after(1)])] == ["c"]
+    assert new_incidents(incidents, [after(1), after(3)]) == ()
 
 
 def test_what_is_older_than_a_full_list_was_counted_before() -> None:
     counted = [after(10 + i) for i in range(RESTART_TIMES_LIMIT)]
-    assert new_incidents(failures_of([failed("a", 1, at=after(1))]), counted) == ()
-    assert len(new_incidents(failures_of([failed("a", 1, at=after(999))]), counted)) == 1
+    assert new_incidents(incidents_of(failures_of([failed("a", 1, at=after(1))])), counted) == ()
+    assert len(new_incidents(incidents_of(failures_of([failed("a", 1, at=after(999))])), counted)) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +119,7 @@ def test_a_failed_pod_is_told_with_the_time_of_the_next_try() -> None:
     assert made.status.last_failure.step == 4
     assert [(e.type, e.reason) for e in made.events] == [("Warning", "Restarting")]
     # Only then may the pod be missed: after the Job controller's longest delay.
-    assert made.requeue_after == 630
+    assert made.requeue_after == 620
     # Looked at again, and by an operator that remembers nothing.
     again = look(made.status, now=after(9), kind=child(), pods=[failed("tone-0", 30, TOLD, at=after(2))])
     assert again.status is None
@@ -198,10 +192,10 @@ def crash(number: int, code: int = 137, *, checkpoint: int | None = None) -> Pod
 CRASHES: dict[str, tuple[list[PodView], int, bool]] = {
     "three are forgiven": ([crash(n) for n in (1, 2, 3)], 3, False),
     "a fourth ends the job": ([crash(n) for n in (1, 2, 3, 4)], 4, True),
-    "out of memory counts": (
-        [pod(f"tone-{n}", "Failed", termination=ended(137, reason="OOMKilled", at=after(3600 * n))) for n in (1, 2, 3, 4)],
-        4,
-        True,
+    "out of memory has an end of its own": (
+        [pod(f"tone-{n}", "Failed", termination=ended(137, reason="OOMKilled", at=after(3600 * n))) for n in (1, 2, 3)],
+        0,
+        False,
     ),
     "a store that is down and lost peers do not": ([crash(n, 30 if n % 2 else 31) for n in range(1, 9)], 0, False),
     "an interruption does not": ([crash(n, 40) for n in range(1, 9)], 0, False),

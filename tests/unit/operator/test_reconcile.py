@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from olivine_api import names
 from olivine_api.reasons import Reason
 from olivine_api.status import FineTuneJobStatus, Phase, Stage
-from olivine_operator.plan.child import ca_digest
-from olivine_operator.plan.observed import ANNOTATION_CA_DIGEST, Observed, Obstacle
-from olivine_operator.plan.outcome import CreateChild, DeleteChild, KeepConfigMap, Plan, RefreshCa, SuspendChild
+from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, Observed, Obstacle
+from olivine_operator.plan.outcome import CreateChild, DeleteChild, ExplainNoPod, KeepConfigMap, Plan, SuspendChild, WriteConfig
 from olivine_operator.plan.reconcile import plan
 from tests.unit.operator.builders import (
     SETTINGS,
@@ -18,6 +18,7 @@ from tests.unit.operator.builders import (
     after,
     child,
     condition,
+    config_digest,
     ended,
     failed,
     job,
@@ -52,7 +53,7 @@ def test_a_look_that_sees_nothing_new_plans_nothing() -> None:
         (running(), {"kind": child(), "pods": [pod(phase="Running", running=False, termination=ended(1))]}),
     ]
     for status, seen in states:
-        made = look(status, now=after(30), **seen)
+        made = look(status, now=after(15), **seen)
         assert made.status is None
         assert made.actions == ()
         assert made.events == ()
@@ -181,17 +182,6 @@ class TestSuspension:
         # Resumed, but the Job controller has not seen it yet: no pod is missed.
         resumed = look(made.status, now=after(99), kind=child("Suspended"))
         assert (resumed.status, resumed.events) == (None, ())
-
-    def test_what_kueue_owns_spec_suspend_does_not_change_and_that_is_told(self) -> None:
-        queued, pods = child(queued=True), [pod(phase="Running")]
-        made = look(running(), kind=queued, pods=pods, spec={"suspend": True})
-        assert made.actions == ()
-        found = condition(made.status, "Suspended")
-        assert (found.status, found.reason) == ("False", Reason.LEFT_TO_KUEUE)
-        assert "Workload" in found.message
-        assert look(made.status, kind=queued, pods=pods, spec={"suspend": True}).status is None
-        back = look(made.status, kind=queued, pods=pods)
-        assert condition(back.status, "Suspended").reason == Reason.NOT_SUSPENDED
 
 
 class TestCancel:
@@ -365,7 +355,7 @@ def test_a_queued_jobs_child_is_deleted_on_overrun_since_kueue_could_run_it_agai
 class TestNoPod:
     def test_that_comes_in_time_is_waited_for_without_a_word(self) -> None:
         made = look(accepted(), now=after(10), kind=child())
-        assert (made.status, made.requeue_after) == (None, 21)
+        assert (made.status, made.requeue_after) == (None, 11)
 
     @pytest.mark.parametrize(
         ("pods", "part"),
@@ -376,11 +366,20 @@ class TestNoPod:
     )
     def test_that_does_not_come_is_told_with_likely_causes(self, pods: dict[str, str], part: str) -> None:
         seen: dict[str, Any] = {"kind": child(), "spec": {"pods": pods}}
-        made = look(accepted(), now=after(31), **seen)
-        assert reasons(made) == ["PodNotCreated"]
-        assert part in condition(made.status, "Running").message
-        assert "kubectl describe job tone-012345 -n team-a" in condition(made.status, "Running").message
+        # The Job controller is asked first; what it says is told at once.
+        asked = look(accepted(), now=after(21), **seen)
+        assert asked.status is None
+        (action,) = asked.actions
+        assert isinstance(action, ExplainNoPod)
+        assert part in action.likely
+        assert "kubectl describe job tone-012345 -n team-a" in action.likely
+        answer = Obstacle(reason=Reason.QUOTA_EXCEEDED, message="no pod can be made: exceeded quota: few, used: 4")
+        made = look(accepted(), now=after(21), obstacle=answer, **seen)
+        assert reasons(made) == ["QuotaExceeded"]
+        assert condition(made.status, "Running").message == answer.message
         assert look(made.status, now=after(99), **seen).status is None
+        again = Obstacle(reason=Reason.QUOTA_EXCEEDED, message="no pod can be made: exceeded quota: few, used: 5")
+        assert look(made.status, now=after(99), obstacle=again, **seen).status is None
         came = look(made.status, now=after(100), kind=child(), pods=[pod(created=after(100))])
         assert condition(came.status, "Running").reason == Reason.WAITING_FOR_POD
 
@@ -388,9 +387,9 @@ class TestNoPod:
         status = look(running(), now=after(5), kind=child(suspended=True), spec={"suspend": True}).status
         resumed = look(status, now=after(500), kind=child())
         assert condition(resumed.status, "Running").reason == Reason.WAITING_FOR_POD
-        assert look(resumed.status, now=after(529), kind=child()).status is None
-        late = look(resumed.status, now=after(531), kind=child())
-        assert condition(late.status, "Running").reason == Reason.POD_NOT_CREATED
+        assert look(resumed.status, now=after(519), kind=child()).actions == ()
+        late = look(resumed.status, now=after(521), kind=child())
+        assert [type(action) for action in late.actions] == [ExplainNoPod]
 
     def test_a_queued_child_counts_from_its_admission(self) -> None:
         admitted = replace(child(queued=True), pods_since=after(5000))
@@ -401,9 +400,10 @@ class TestNoPod:
     def test_while_the_job_controller_may_still_hold_it_back_is_no_news(self) -> None:
         old = failed("tone-0", 30, at=after(2))
         status = look(running(), now=after(3), kind=child(), pods=[old]).status
-        assert look(status, now=after(600), kind=child(), pods=[old]).status is None
+        early = look(status, now=after(600), kind=child(), pods=[old])
+        assert (early.status, early.actions) == (None, ())
         late = look(status, now=after(700), kind=child(), pods=[old])
-        assert condition(late.status, "Running").reason == Reason.POD_NOT_CREATED
+        assert [type(action) for action in late.actions] == [ExplainNoPod]
 
 
 def test_a_pod_that_is_deleted_and_does_not_go_is_told_to_be_leaving() -> None:
@@ -436,11 +436,12 @@ class TestConfigMap:
 
 
 def test_a_child_with_another_ca_gets_the_operators() -> None:
-    made = look(running(), kind=replace(child(), ca_digest="old"), pods=[pod(phase="Running")])
+    made = look(running(), kind=replace(child(), config_digest="old"), pods=[pod(phase="Running")])
     assert made.status is None
-    assert made.actions == (RefreshCa(name="tone-012345", certificate="CA", digest=ca_digest("CA")),)
+    world = {names.CONFIG_CA: "CA", names.CONFIG_WORLD: '{"pods": 1, "processesPerPod": 1}'}
+    assert made.actions == (WriteConfig(name="tone-012345", data=world, digest=config_digest()),)
     # One that was just made carries it.
     create = look().actions[0]
     assert isinstance(create, CreateChild)
-    assert create.job["metadata"]["annotations"][ANNOTATION_CA_DIGEST] == ca_digest("CA")
+    assert create.job["metadata"]["annotations"][ANNOTATION_CONFIG_DIGEST] == config_digest()
     assert look(running(), kind=child(), pods=[pod(phase="Running")]).actions == ()

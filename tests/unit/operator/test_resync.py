@@ -8,7 +8,7 @@ import pytest
 from olivine_operator.handlers import resync as module
 from olivine_operator.handlers.feed import Feed
 from olivine_operator.handlers.resync import Resync
-from olivine_operator.runtime.api import ApiError, Kind, KubeApi
+from olivine_operator.runtime.api import FINETUNEJOBS, ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.metrics import Metrics
 from olivine_operator.runtime.reports import Memory
@@ -116,7 +116,7 @@ def test_what_api_discovery_does_not_list_yet_is_waited_for(missing: str, monkey
 
         async def request(self, method: str, kind: Kind, path: str, **_: Any) -> Any:
             nonlocal looks
-            looks += path == kind.path()
+            looks += path == FINETUNEJOBS.path()
             young = looks < 3
             if path == "/apis":
                 group = {"name": "olivine.dev", "versions": [{"groupVersion": "olivine.dev/v1alpha1"}]}
