@@ -5,12 +5,12 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from olivine_operator.handlers.feed import Feed
+from olivine_operator.handlers.feed import Feed, Watched
 from olivine_operator.handlers.resync import Resync
 from olivine_operator.handlers.watching import watch
-from olivine_operator.plan.observed import JobView, Key, Report
+from olivine_operator.plan.observed import JobView, Key, NamespaceView, Report
 from olivine_operator.plan.settings import OperatorSettings
-from olivine_operator.runtime.api import KubeApi, connect
+from olivine_operator.runtime.api import NAMESPACES, KubeApi, connect
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.config import this_replica
 from olivine_operator.runtime.election import Election
@@ -63,6 +63,8 @@ class Operator:
             server_name=settings.status_host,
         )
         feed = Feed(self._cache, self._memory, self._ask)
+        if settings.policies:
+            feed.watch_too(Watched(kind=NAMESPACES, shelf=self._cache.namespaces, read=NamespaceView.from_raw))
         self._feed = feed
         self._resync = Resync(api=api, feed=feed, metrics=metrics, every_seconds=settings.resync_seconds, clock=time.monotonic)
         self._reconciler = Reconciler(
@@ -148,7 +150,7 @@ class Operator:
             self._queue = None
 
     def _ask(self, key: Key) -> None:
-        if self._queue is not None:
+        if self._queue is not None and key[1]:  # a namespace is no job
             self._queue.add(key)
 
     def _look_at_all(self) -> None:

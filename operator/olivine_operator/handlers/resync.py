@@ -147,7 +147,7 @@ class Resync:
     async def _fetch(self, watched: Watched, uid: str, namespace: str, name: str) -> bool:
         """Whether the watch had missed something: not what was deleted, replaced, relabelled or told in the meantime."""
         try:
-            raw = await self._api.get(watched.kind, namespace, name)
+            raw = await self._api.get(watched.kind, namespace or None, name)
         except ApiError as error:
             if error.code != 404:
                 raise
@@ -171,7 +171,7 @@ class Resync:
             page = await self._api.list(watched.kind, label=watched.label, token=token)
             for item in page.get("items") or ():
                 metadata = item["metadata"]
-                found[metadata["uid"]] = (metadata["resourceVersion"], metadata["namespace"], metadata["name"])
+                found[metadata["uid"]] = (metadata["resourceVersion"], metadata.get("namespace", ""), metadata["name"])
             token = page["metadata"].get("continue")
             if not token:
                 return found

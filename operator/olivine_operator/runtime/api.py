@@ -4,8 +4,6 @@ import asyncio
 import json
 import math
 import os
-import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
