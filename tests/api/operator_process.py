@@ -15,16 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from devcluster.clients import clients
 from olivine_api import names
 from tests.api.kube import Json, Kube
+from tests.support.chart import NAMESPACE, render_chart, settings_of
 from tests.support.wait import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMESPACE = "olivine-system"
-_PATHS = {
+# Namespaces with this label are closed: tests/api/test_policies.py.
+CLOSED_LABEL = "olivine-test-policy"
+POLICIES: list[Json] = [
+    {
+        "namespaceSelector": {"matchLabels": {CLOSED_LABEL: "closed"}},
+        "secretNames": ["team-*"],
+        "serviceAccountNames": ["default"],
+        "storagePrefixes": ["s3://olivine"],
+        "images": [],
+    },
+    {"namespaceSelector": {"matchLabels": {CLOSED_LABEL: "open"}}, "allowFileUris": True, "allowHostPath": True},
+]
+PATHS = {
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "ServiceAccount": f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts",
     "ConfigMap": f"/api/v1/namespaces/{NAMESPACE}/configmaps",
@@ -33,35 +41,21 @@ _PATHS = {
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "Role": f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles",
+    "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies",
+    "PodDisruptionBudget": f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets",
     "RoleBinding": f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings",
 }
-
-
-def render_chart(*options: str) -> list[Json]:
-    """The chart's objects."""
-    command = [
-        str(clients().build() / "helm"),
-        "template",
-        "olivine",
-        str(ROOT / "charts/olivine"),
-        "--namespace",
-        NAMESPACE,
-        *options,
-    ]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [item for item in YAML(typ="safe", pure=True).load_all(text) if item]
 
 
 def install_chart(kube: Kube) -> Json:
     """Applies all of the chart but its Deployment, which no node would run; returns the operator's settings."""
     kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    objects = render_chart("--set-string", "trainer.image.repository=trainer")
+    objects = render_chart(values={"trainer": {"image": {"repository": "trainer"}}, "policies": POLICIES})
     for item in objects:
         query = "&dryRun=All" if item["kind"] == "Deployment" else ""
-        answer = kube.apply(_PATHS[item["kind"]], item, query=query)
+        answer = kube.apply(PATHS[item["kind"]], item, query=query)
         assert answer.ok, f"{item['kind']} {item['metadata']['name']}: {answer.message}"
-    settings = next(item for item in objects if item["kind"] == "ConfigMap")
-    return json.loads(settings["data"]["settings.json"])
+    return settings_of(objects)
 
 
 def kubeconfig_of_operator(kube: Kube, path: Path) -> None:

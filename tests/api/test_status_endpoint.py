@@ -36,7 +36,7 @@ def ca_of(ns: Namespace) -> str:
 
 
 def noted_ca(ns: Namespace) -> str:
-    return ns.wait_job("report")["metadata"]["annotations"]["olivine.dev/ca-digest"]
+    return ns.wait_job("report")["metadata"]["annotations"]["olivine.dev/config-digest"]
 
 
 def test_a_trainers_report_becomes_status(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:

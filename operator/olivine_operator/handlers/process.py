@@ -86,6 +86,7 @@ class Operator:
             forward=self._forwarder.forward,
             clock=_now,
         )
+        metrics.observe_watches(self._resync.readings, self._resync.listing_age)
         metrics.observe_phases(lambda: (str(job.status.get("phase", "Pending")) for job in self._cache.jobs))
 
     async def run(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from olivine_operator.handlers.feed import Feed, Watched
 from olivine_operator.runtime.api import ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import newer
-from olivine_operator.runtime.metrics import Metrics
+from olivine_operator.runtime.metrics import Metrics, WatchReading
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,21 @@ class Resync:
         self._appeared: list[str] = []
         self.synced = False
 
+    def readings(self) -> list[WatchReading]:
+        """How each watch does."""
+        return [
+            WatchReading(
+                kind=watched.kind.name,
+                told=self._feed.told(watched),
+                behind=behind.times if (behind := self._behind.get(watched.kind)) is not None else 0,
+            )
+            for watched in self._feed.watched
+        ]
+
+    def listing_age(self) -> float:
+        """Seconds since the cache was last compared."""
+        return self._clock() - self._listed_at
+
     def trouble(self) -> str | None:
         """Why the operator should be started anew."""
         dead = [kind.plural for kind, behind in self._behind.items() if behind.times >= 2]
@@ -58,7 +73,7 @@ class Resync:
             # kopf chooses its watches once.
             return f"the cluster has got {', '.join(self._appeared)}, which only a new start can watch"
         # The listings' own failures are the API server's, mostly: a restart mends only what lasts.
-        if self.synced and self._clock() - self._listed_at > _MISSED_LISTINGS * max(self._every, 60.0):
+        if self.synced and self.listing_age() > _MISSED_LISTINGS * max(self._every, 60.0):
             return "the API server has not answered a listing for a long time"
         return None
 
