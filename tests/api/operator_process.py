@@ -58,8 +58,8 @@ def install_chart(kube: Kube) -> Json:
     return settings_of(objects)
 
 
-def kubeconfig_of_operator(kube: Kube, path: Path) -> None:
-    """A kubeconfig with the ServiceAccount's own rights."""
+def kubeconfig_of_operator(kube: Kube, path: Path, *, server: str | None = None) -> None:
+    """A kubeconfig with the ServiceAccount's own rights; another server is a proxy before the real one."""
     request = {"spec": {"expirationSeconds": 3600}}
     token = kube.must("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/olivine-operator/token", request)["status"]["token"]
     authority = path.with_suffix(".ca")
@@ -67,7 +67,7 @@ def kubeconfig_of_operator(kube: Kube, path: Path) -> None:
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "test", "cluster": {"server": kube.server, "certificate-authority": str(authority)}}],
+        "clusters": [{"name": "test", "cluster": {"server": server or kube.server, "certificate-authority": str(authority)}}],
         "users": [{"name": "operator", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "operator"}}],
         "current-context": "test",
@@ -142,6 +142,9 @@ class OperatorProcess:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+    def leads(self) -> bool:
+        return self.running and "\nolivine_leader 1.0" in self.get("/metrics")[1]
 
     def requests(self) -> dict[tuple[str, str], int]:
         """Requests to the API server so far, by verb and kind."""

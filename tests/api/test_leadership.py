@@ -23,7 +23,7 @@ LONGEST_GAP_SECONDS = 20.0
 @pytest.fixture
 def second(operator: OperatorProcess, tmp_path: Path) -> Iterator[OperatorProcess]:
     """Another replica beside the session's, which leads."""
-    wait_for("the first one leads", lambda: leads(operator), seconds=20)
+    wait_for("the first one leads", operator.leads, seconds=20)
     second = OperatorProcess(operator.kubeconfig, tmp_path, operator.settings)
     second.start()
     yield second
@@ -31,12 +31,8 @@ def second(operator: OperatorProcess, tmp_path: Path) -> Iterator[OperatorProces
         operator.start()
     if second.running:
         assert second.stop() == 0
-    wait_for("the first one leads again", lambda: leads(operator), seconds=30)
+    wait_for("the first one leads again", operator.leads, seconds=30)
     assert "Traceback" not in second.log.read_text()
-
-
-def leads(operator: OperatorProcess) -> bool:
-    return operator.running and "\nolivine_leader 1.0" in operator.get("/metrics")[1]
 
 
 @pytest.fixture
@@ -94,7 +90,7 @@ def test_a_standby_is_ready_and_hands_reports_to_the_leader(
     ns: Namespace, operator: OperatorProcess, second: OperatorProcess, pod: Json
 ) -> None:
     assert second.get("/readyz")[0] == 200
-    assert not leads(second)
+    assert not second.leads()
     token, ca = pod_token(ns.kube, pod), ca_of(ns)
     assert second.post(ns.name, "report", snapshot("Training", 3), token=token, ca=ca) == (204, "")
     wait_for("the step", lambda: step(ns) == 3, seconds=5)
@@ -126,7 +122,7 @@ def test_killing_the_leader_costs_at_most_twenty_seconds_of_status(
         sent = poster.sent
         wait_for("reports become status again", lambda: step(ns) > max(last, sent), seconds=40, every=0.1)
         gap = time.monotonic() - killed
-        assert leads(second)
+        assert second.leads()
     assert gap <= LONGEST_GAP_SECONDS, f"{gap:.1f} s without status"
 
 
@@ -152,12 +148,12 @@ def test_a_leader_that_wakes_from_a_long_freeze_writes_nothing(
 ) -> None:
     operator.signal(signal.SIGSTOP)
     try:
-        wait_for("the second one leads", lambda: leads(second), seconds=40, every=0.2)
+        wait_for("the second one leads", second.leads, seconds=40, every=0.2)
         ns.apply("while-frozen")
         ns.wait_pod("while-frozen")
     finally:
         operator.signal(signal.SIGCONT)
-    wait_for("the first one knows", lambda: not leads(operator), seconds=15)
+    wait_for("the first one knows", lambda: not operator.leads(), seconds=15)
     version = ns.raw("while-frozen")["metadata"]["resourceVersion"]
     before = operator.requests()
     ns.change("while-frozen", suspend=True)

@@ -10,7 +10,7 @@ from olivine_operator.handlers.resync import Resync
 from olivine_operator.handlers.watching import watch
 from olivine_operator.plan.observed import JobView, Key, NamespaceView, Report
 from olivine_operator.plan.settings import OperatorSettings
-from olivine_operator.runtime.api import NAMESPACES, KubeApi, connect
+from olivine_operator.runtime.api import NAMESPACES, ApiError, KubeApi, connect
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.config import this_replica
 from olivine_operator.runtime.election import Election
@@ -25,6 +25,7 @@ from olivine_operator.runtime.tokens import TokenVerifier
 from olivine_operator.runtime.workers import WorkQueue
 
 _log = logging.getLogger(__name__)
+_AGAIN_SECONDS = 1.0
 
 
 def _now() -> datetime:
@@ -141,7 +142,7 @@ class Operator:
     async def _lead(self) -> None:
         """A term: nothing is left of an earlier one, nothing of this one is left when it ends."""
         # What the last leader wrote at its end may not be told yet.
-        await self._resync.reach_sync()
+        await self._catch_up()
         self._memory.clear()
         self._queue = queue = WorkQueue(self._metrics)
         self._look_at_all()
@@ -149,6 +150,14 @@ class Operator:
             await queue.run(self._settings.workers, self._reconciler.look)
         finally:
             self._queue = None
+
+    async def _catch_up(self) -> None:
+        while True:
+            try:
+                return await self._resync.catch_up()
+            except ApiError as error:
+                _log.warning("the cache was not compared, which a new leader begins with: %s", error.message)
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     def _ask(self, key: Key) -> None:
         if self._queue is not None and key[1]:  # a namespace is no job

@@ -117,6 +117,14 @@ class Resync:
         self._listed_at = self._clock()
         self.synced = True
 
+    async def catch_up(self) -> None:
+        """Mends the cache now, whatever the watches tell: before the first decisions of a new leader."""
+        for watched in self._feed.watched:
+            listed = await self._without_the_gone(watched)
+            for uid in self._stale(watched, listed):
+                await self._fetch(watched, uid, *listed[uid][1:])
+        self._listed_at = self._clock()
+
     async def keep(self) -> None:
         """Compares for ever."""
         while True:
@@ -133,13 +141,7 @@ class Resync:
 
     async def compare(self, watched: Watched) -> None:
         """Drops what is gone, and fetches what the watch did not tell."""
-        before = watched.shelf.versions()
-        listed = await self._versions(watched)
-        for uid, version in before.items():
-            known = watched.shelf.by_uid(uid)
-            # What came or changed after the listing began may rightly be missing from it.
-            if uid not in listed and known is not None and known.resource_version == version:
-                self._feed.gone(watched, uid)
+        listed = await self._without_the_gone(watched)
         stale = self._stale(watched, listed)
         if stale:
             await asyncio.sleep(_LAG_SECONDS)
@@ -150,6 +152,16 @@ class Resync:
                 self._metrics.stale_objects.labels(watched.kind.name).inc()
                 missed += 1
         self._judge(watched, missed=missed > 0)
+
+    async def _without_the_gone(self, watched: Watched) -> dict[str, tuple[str, str, str]]:
+        before = watched.shelf.versions()
+        listed = await self._versions(watched)
+        for uid, version in before.items():
+            known = watched.shelf.by_uid(uid)
+            # What came or changed after the listing began may rightly be missing from it.
+            if uid not in listed and known is not None and known.resource_version == version:
+                self._feed.gone(watched, uid)
+        return listed
 
     def _judge(self, watched: Watched, *, missed: bool) -> None:
         told, behind = self._feed.told(watched), self._behind.get(watched.kind)

@@ -49,7 +49,6 @@ class Election:
         self._api = api
         self._namespace = namespace
         self._identity = identity
-        self._gauge = metrics.leader
         self._timing = timing
         self._clock = clock
         # The Lease as it was last seen: None where it has to be read before anything is written into it.
@@ -57,6 +56,7 @@ class Election:
         self._spec: Json = {}
         self._changed_at = clock()
         self._renewed_at: float | None = None
+        metrics.leader.set_function(lambda: float(self.leading()))
 
     def remaining(self) -> float:
         """For how many seconds this replica may still write."""
@@ -84,7 +84,6 @@ class Election:
 
     async def _lead(self, work: Callable[[], Awaitable[None]]) -> None:
         _log.info("leading, as %s", self._identity)
-        self._gauge.set(1)
         task = asyncio.ensure_future(work())
         try:
             while self.leading():
@@ -95,7 +94,6 @@ class Election:
             else:
                 _log.warning("leading no more: %s", self._why_lost())
         finally:
-            self._gauge.set(0)
             task.cancel()
             # Nothing of this term may be under way when the next one begins, here or elsewhere.
             await asyncio.wait([task])
