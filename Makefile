@@ -41,7 +41,7 @@ test: env ## Run the tests: unit, API server, pods on the embedded cluster
 	tools/with_cluster.sh $(PY) -m pytest -m "not full"
 
 test-full: env ## Run the long tests too: matrices, soaks, every command of the docs
-	$(PY) -m devcluster build
+	$(PY) -m devcluster build --addons jobset,kueue
 	tools/with_cluster.sh $(PY) -m pytest
 
 demo: cluster ## Fine-tune a small model on the embedded cluster and show base and tuned side by side

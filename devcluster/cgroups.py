@@ -1,12 +1,14 @@
 """The cgroup that a cluster's pods live under, in cgroup v1's many hierarchies or v2's one."""
 
 import contextlib
+import errno
 import os
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from devcluster.console import DevclusterError
+from devcluster.console import DevclusterError, say
 
 _V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids", "hugetlb")
 
@@ -26,6 +28,25 @@ def create(name: str) -> None:
             names = [item for item in _V2_CONTROLLERS if item in offered.read_text().split()]
             for parent in (hierarchy, group):
                 (parent / "cgroup.subtree_control").write_text(" ".join(f"+{item}" for item in names))
+
+
+def delegated() -> dict[str, list[str]]:
+    """The controllers that a v2 root hands down to the groups below it, by the root's path; nothing on v1."""
+    files = {hierarchy: hierarchy / "cgroup.subtree_control" for hierarchy in _hierarchies()}
+    return {str(hierarchy): file.read_text().split() for hierarchy, file in files.items() if file.exists()}
+
+
+def restore_delegated(before: Mapping[str, Sequence[str]]) -> None:
+    """Takes back the controllers that are handed down now and were not `before`; one that somebody else uses by now stays."""
+    for root, now in delegated().items():
+        for controller in now:
+            if root in before and controller not in before[root]:
+                try:
+                    (Path(root) / "cgroup.subtree_control").write_text(f"-{controller}")
+                except OSError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
+                    say(f"cgroup controller {controller} stays handed down by {root}: another group uses it by now")
 
 
 def kill(name: str, *, seconds: float = 20.0) -> None:

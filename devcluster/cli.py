@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from devcluster import clients, images, lifecycle, processes, s3, slots
+from devcluster import addons, clients, images, lifecycle, processes, s3, slots
 from devcluster.artifacts import build_all
 from devcluster.console import DevclusterError, say
 from devcluster.locks import exclusive
@@ -36,13 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, parents=[common], help=text, description=text)
 
-    command("build", "build what is missing in the cache")
+    build = command("build", "build what is missing in the cache")
     command("clients", "fetch kubectl and helm, and print their folder")
     start = command("up", "start the cluster, or refresh the one that runs")
     start.add_argument(
         "--control-plane-only", action="store_true", help="an API server with its controllers on 127.0.0.1: no root, no pods"
     )
     start.add_argument("--no-operator", action="store_true", help="do not install the operator")
+    for verb in (build, start):
+        verb.add_argument("--addons", default="", metavar="NAMES", help=f"also {', '.join(addons.ADDONS)} (comma-separated)")
     command("down", "remove every trace of the cluster but its logs")
     command("status", "say what runs; the exit code is 0 where all does")
     command("images", "build the operator's and the trainer's images onto the node, and print their names")
@@ -50,13 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     allow.add_argument("namespace")
     command("stop-s3", "stop the S3 server alone; its data stays")
     command("start-s3", "start the S3 server again")
+    for verb, text in (("start-addons", "start add-ons"), ("stop-addons", "stop add-ons and delete what they serve")):
+        command(verb, text).add_argument("addons", metavar="NAMES", help=f"of {', '.join(addons.ADDONS)} (comma-separated)")
     return parser
 
 
 def _run(options: argparse.Namespace, state: State) -> int:
     match options.command:
         case "build":
-            build_all()
+            build_all(addons=addons.named(options.addons))
         case "clients":
             print(clients.clients().build())
         case "up":
@@ -75,6 +79,10 @@ def _run(options: argparse.Namespace, state: State) -> int:
             s3.stop(lifecycle.require(state))
         case "start-s3":
             lifecycle.start_s3(state, lifecycle.require(state))
+        case "start-addons":
+            lifecycle.start_addons(state, addons.named(options.addons))
+        case "stop-addons":
+            lifecycle.stop_addons(state, addons.named(options.addons))
         case unknown:
             raise AssertionError(unknown)
     return 0
@@ -84,7 +92,7 @@ def _up(state: State, options: argparse.Namespace) -> None:
     if options.control_plane_only:
         lifecycle.up_control_plane(state)
     else:
-        lifecycle.up(state, with_operator=not options.no_operator)
+        lifecycle.up(state, with_operator=not options.no_operator, with_addons=addons.named(options.addons))
     print(f"export KUBECONFIG={shlex.quote(str(state.kubeconfig))} PATH={shlex.quote(str(state.bin))}:$PATH")
 
 

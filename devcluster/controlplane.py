@@ -177,6 +177,7 @@ def start_alone(state: State, *, dies_with_parent: bool = False) -> Daemon:
 def stop_alone(state: State) -> None:
     """Stops it, and deletes its data."""
     processes.stop(state.processes, NAME, grace_seconds=0)
+    processes.stop_strays(state.processes)
     if state.data.exists():
         shutil.rmtree(state.data)
     state.kubeconfig.unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from devcluster import (
+    addons,
     cgroups,
     contents,
     controlplane,
@@ -21,6 +22,7 @@ from devcluster import (
     s3,
     slots,
 )
+from devcluster.addons import Addon
 from devcluster.api import ApiClient
 from devcluster.artifacts import build_all
 from devcluster.clients import clients
@@ -35,10 +37,10 @@ _BUSY = "another command works on this cluster; waiting for it"
 _PATIENCE_SECONDS = 60.0
 
 
-def up(state: State, *, with_operator: bool = True) -> None:
+def up(state: State, *, with_operator: bool = True, with_addons: Sequence[Addon] = ()) -> None:
     """Makes the cluster run as the checkout describes it; what already runs is only refreshed."""
     machine.check()
-    build_all()
+    build_all(addons=with_addons)
     with exclusive(state.lock, _BUSY):
         if processes.recorded(state.processes):
             raise DevclusterError(f"a control plane alone runs in {state.root}: end it by `down`, or choose another --state")
@@ -59,6 +61,8 @@ def up(state: State, *, with_operator: bool = True) -> None:
                 raise
         loaded = images.load(slot)
         objects.upload(s3.Access.read(state))
+        for addon in with_addons:
+            addons.start(state, slot, api_client(state, slot), addon)
         if with_operator:
             release.install(state, loaded)
 
@@ -131,6 +135,23 @@ def require(state: State) -> Slot:
 def api_client(state: State, slot: Slot) -> ApiClient:
     """A client of the cluster's API server, as its admin."""
     return ApiClient(_settings(slot).server, state.pki)
+
+
+def start_addons(state: State, wanted: Sequence[Addon]) -> None:
+    """Starts those that do not run."""
+    build_all(addons=wanted)
+    with exclusive(state.lock, _BUSY):
+        slot = require(state)
+        for addon in wanted:
+            addons.start(state, slot, api_client(state, slot), addon)
+
+
+def stop_addons(state: State, wanted: Sequence[Addon]) -> None:
+    """Stops them, and deletes what they serve."""
+    with exclusive(state.lock, _BUSY):
+        slot = require(state)
+        for addon in wanted:
+            addons.stop(state, slot, addon)
 
 
 def grant(state: State, namespace: str) -> None:
@@ -211,8 +232,9 @@ def _remove(state: State, slot: Slot | None, *, keep_logs: bool = False) -> None
     """Ends and deletes what is there, pods first; each step also does for a cluster that died in the middle."""
     if slot is None:
         processes.stop(state.processes, controlplane.NAME, grace_seconds=0)
+        processes.stop_strays(state.processes)
     else:
-        for name in (node.KUBELET, kubeproxy.NAME, dns.NAME):
+        for name in (*addons.ADDONS, node.KUBELET, kubeproxy.NAME, dns.NAME):
             processes.stop(slot.processes, name)
         cgroups.kill(slot.name)
         processes.stop(slot.processes, node.CONTAINERD)
@@ -222,6 +244,10 @@ def _remove(state: State, slot: Slot | None, *, keep_logs: bool = False) -> None
         # These two would put their data in order first; it is deleted in a moment.
         s3.stop(slot, grace_seconds=0)
         processes.stop(slot.processes, controlplane.NAME, grace_seconds=0)
+        processes.stop_strays(slot.processes)
+        # An unrecorded containerd may have gone on making containers until now.
+        node.kill_shims(slot)
+        cgroups.kill(slot.name)
         network.remove(slot)
         cgroups.remove(slot.name)
         slots.release(slot)

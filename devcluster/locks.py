@@ -13,11 +13,11 @@ from devcluster.console import say
 def exclusive(path: Path, waiting: str = "") -> Generator[None]:
     """Holds the lock; prints `waiting` where somebody else has it. The kernel frees it when the process dies."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # the holder before us has just removed the folder
+        except (FileNotFoundError, FileExistsError):
+            continue  # the holder before us has just removed the folder (the second: between mkdir's try and its look)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

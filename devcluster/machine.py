@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from devcluster import cgroups
 from devcluster.console import DevclusterError, say
 from devcluster.paths import REGISTRY
 from devcluster.processes import write_whole
@@ -45,6 +46,7 @@ def remember() -> None:
         "sysctls": {name: _sysctl(name).read_text().strip() for name in _SYSCTLS if _sysctl(name).exists()},
         "made": [str(path) for path in made],
         "had_namespaces": _NAMESPACES.exists(),
+        "delegated": cgroups.delegated(),
     }
     write_whole(_NOTE, json.dumps(note, indent=1))
     for path in made:
@@ -59,6 +61,7 @@ def restore() -> None:
     for name, value in note["sysctls"].items():
         if _sysctl(name).read_text().strip() != value:
             _sysctl(name).write_text(value)
+    cgroups.restore_delegated(note.get("delegated", {}))
     for path in map(Path, note["made"]):
         if path.exists() and any(path.iterdir()):
             say(f"{path} is kept: it was made for the cluster, and somebody has put files there since")

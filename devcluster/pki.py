@@ -41,6 +41,18 @@ class Authority:
         _write(folder / "ca.crt", authority.certificate.public_bytes(_PEM))
         return authority
 
+    @classmethod
+    def load(cls, folder: Path) -> "Authority":
+        """The authority that was made in a folder."""
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise TypeError(f"{folder / 'ca.key'} is no key of ours")
+        return cls(folder, key, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()))
+
+    def bundle(self) -> str:
+        """The authority's certificate as API objects carry it."""
+        return base64.b64encode(self.certificate.public_bytes(_PEM)).decode()
+
     def client(self, name: str, user: str, group: str = "") -> None:
         """A certificate for a user of the API server."""
         self._issue(name, _subject(user, group), ExtendedKeyUsageOID.CLIENT_AUTH, [])

@@ -1,6 +1,7 @@
 """Long-running processes: started apart from the terminal, recorded, and stopped without ever hitting a stranger.
 
-A record names the pid, the moment the kernel started it and the boot: a pid that was used again is not ours.
+A record names the pid, the moment the kernel started it and the boot: a pid that was used again is not ours. Each process also
+carries the place of its record in its environment, so that one whose starter was killed before it wrote the record is found.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from devcluster.console import DevclusterError
 from devcluster.shell import tail
 
 _POLL_SECONDS = 0.05
+_MARK = "OLIVINE_DEVCLUSTER_RECORDS"
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,28 @@ def start(name: str, argv: Sequence[str | Path], *, records: Path, log: Path, en
     pid = os.posix_spawnp(
         words[0],
         words,
-        dict(os.environ if env is None else env),
+        {**(os.environ if env is None else env), _MARK: str(records)},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o644),
             (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inheritable()),
         ],
         setsid=True,
     )
     daemon = Daemon(name, pid, start_time(pid) or 0, _boot(), str(log))
     write_whole(records / f"{name}.json", json.dumps(asdict(daemon)))
     return daemon
+
+
+def _inheritable() -> list[int]:
+    """Descriptors that a child would keep, e.g. the lock of a `flock` that runs this command: it would hold it as long as it lives."""
+    found: list[int] = []
+    for descriptor in (int(path.name) for path in Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if descriptor > 2 and os.get_inheritable(descriptor):
+                found.append(descriptor)
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -91,6 +104,27 @@ def stop(records: Path, name: str, grace_seconds: float = 10.0) -> None:
     if daemon is not None:
         daemon.stop(grace_seconds)
         (records / f"{name}.json").unlink()
+
+
+def stop_strays(records: Path) -> None:
+    """Ends the processes that were started for `records` and never recorded there: whoever started them was killed meanwhile.
+
+    Their children carry the same mark; call this where none of them is to live on.
+    """
+    known = {daemon.pid for daemon in recorded(records).values() if daemon.alive()}
+    mark = f"{_MARK}={records}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        began = start_time(pid)
+        if began is not None and pid not in known and mark in _environment(folder):
+            Daemon(f"unrecorded process {pid}", pid, began, _boot(), str(records)).stop(grace_seconds=0)
+
+
+def _environment(folder: Path) -> list[bytes]:
+    try:
+        return (folder / "environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []  # gone, or somebody else's
 
 
 def start_time(pid: int) -> int | None:

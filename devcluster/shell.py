@@ -8,13 +8,18 @@ from devcluster.console import DevclusterError
 
 
 def run(
-    argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, log: Path | None = None
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path | None = None,
+    stdin: str | None = None,
 ) -> str:
     """Returns the standard output. With `log`, both streams go to that file, and nothing is returned."""
     words = [str(word) for word in argv]
     try:
         if log is None:
-            done = subprocess.run(words, check=False, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            done = subprocess.run(words, check=False, env=env, cwd=cwd, input=stdin or "", capture_output=True, text=True)
             if done.returncode:
                 raise DevclusterError(f"`{' '.join(words[:6])}` failed ({done.returncode}): {done.stderr.strip()[-800:]}")
             return done.stdout

@@ -47,6 +47,7 @@ RENDEZVOUS_PORT: Final = 29500
 ENV_LEADER_HOST: Final = "OLIVINE_LEADER_HOST"  # DNS name of the pod with index 0; absent with one pod
 ENV_STATUS_URL: Final = "OLIVINE_STATUS_URL"
 ENV_POD_NAME: Final = "OLIVINE_POD_NAME"
+ENV_HUB_OFFLINE: Final = "OLIVINE_HUB_OFFLINE"  # the user's HF_HUB_OFFLINE, as workers find it: theirs shields the libraries
 ENV_CPU_LIMIT: Final = "OLIVINE_CPU_LIMIT"  # whole CPUs, rounded up by the kubelet
 # Credentials of one source are its Secret's keys behind a prefix: OLIVINE_STORAGE_AWS_ACCESS_KEY_ID, …
 ENV_SECRET_PREFIXES: Final = {

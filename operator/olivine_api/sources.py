@@ -116,7 +116,7 @@ class DataSource(Source):
     )
 
     split: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    """Which rows: train[:4096], train[10%:20%], sums with +. Default: train on the hub, all rows of a file."""
+    """Which rows: train[:4096], train[10%:20%], sums with +. Default: the split that is named like the field (train, validation) on the hub and in a folder, all rows of a file."""
 
 
 class Storage(ApiModel):

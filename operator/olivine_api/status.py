@@ -12,7 +12,9 @@ from olivine_api.exit_codes import Category
 Message = Annotated[str, StringConstraints(max_length=1024)]
 ReasonText = Annotated[str, StringConstraints(max_length=128)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
-StorageUri = Annotated[str, StringConstraints(max_length=2048)]
+Sentence = Annotated[str, StringConstraints(max_length=320)]
+# spec.storage.uri, and below it namespace, name, uid, folder and digest.
+StorageUri = Annotated[str, StringConstraints(max_length=1400)]
 Digest = Annotated[str, StringConstraints(max_length=128)]
 MetricMap = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], float], Field(max_length=32)]
 
@@ -109,6 +111,10 @@ class ResolvedModel(StatusModel):
     uri: StorageUri
     digest: Digest
     """sha256 over the sorted (path, sha256) of its files."""
+    revision: ShortText | None = None
+    """The hub's commit that model.revision named when the run began."""
+    license: ShortText | None = None
+    """As the model card (README.md) says; several are separated by commas."""
     parameters: int | None = None
 
 
@@ -172,8 +178,8 @@ class Diagnosis(StatusModel):
     """Something about the training that its user should know."""
 
     code: ReasonText
-    message: Message
-    advice: Message = ""
+    message: Sentence
+    advice: Sentence = ""
 
 
 class Child(StatusModel):
@@ -282,7 +288,7 @@ class FineTuneJobStatus(StatusModel):
     """The same, times each pod's accelerators."""
     metered_time: datetime | None = None
     """Until when these three are counted."""
-    diagnosis: Annotated[list[Diagnosis], Field(max_length=8)] = []
+    diagnosis: Annotated[list[Diagnosis], Field(max_length=6)] = []
     peak_memory_bytes: int | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None

@@ -49,6 +49,9 @@ class Namespace:
     def path(self, template: str, name: str = "", sub: str = "") -> str:
         return template.format(ns=self.name) + (f"/{name}" if name else "") + (f"/{sub}" if sub else "")
 
+    def manifest(self, name: str, **spec: Any) -> Json:
+        return manifest(name, self.name, **spec)
+
     def apply(self, name: str, **spec: Any) -> Json:
         answer = self.kube.apply(self.path(FTJ), manifest(name, self.name, **spec))
         assert answer.ok, answer.message
@@ -109,6 +112,36 @@ class Namespace:
 
         return wait_for(f"a pod of {name}", there, seconds=seconds, every=0.1)
 
+    def wait_pods(self, name: str, count: int, *, without: tuple[str, ...] = (), seconds: float = 20) -> list[Json]:
+        """So many pods of a job, in the order of their indexes."""
+
+        def there() -> list[Json] | None:
+            found = [pod for pod in self.pods(name) if pod["metadata"]["name"] not in without]
+            return sorted(found, key=index_of) if len(found) == count else None
+
+        return wait_for(f"{count} pods of {name}", there, seconds=seconds, every=0.1)
+
+    def make_node(self, name: str) -> None:
+        """A node that takes pods of this namespace only; nothing runs there."""
+        taint = {"key": "test", "value": self.name, "effect": "NoSchedule"}
+        body = {"metadata": {"name": name, "labels": {"test": self.name}}, "spec": {"taints": [taint]}}
+        self.kube.must("POST", "/api/v1/nodes", body)
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
+        amounts = {"cpu": "4", "memory": "8Gi", "pods": "10"}
+        status = {"conditions": [ready], "capacity": amounts, "allocatable": amounts}
+        self.kube.merge(f"/api/v1/nodes/{name}/status", {"status": status})
+        # New nodes are not ready until the node controller has seen them.
+        wait_for(
+            "the node takes pods",
+            lambda: self.kube.must("GET", f"/api/v1/nodes/{name}")["spec"].get("taints") == [taint],
+            seconds=20,
+        )
+
+    @property
+    def on_node(self) -> Json:
+        """What of spec.pods leads to that node."""
+        return {"nodeSelector": {"test": self.name}, "tolerations": [{"key": "test", "operator": "Exists"}]}
+
     def config_maps(self, name: str) -> list[Json]:
         return self.children(CONFIG_MAPS, name)
 
@@ -142,6 +175,15 @@ class Namespace:
         status: Json = {"phase": phase, "containerStatuses": [container], "conditions": list(conditions)}
         path = self.path(PODS, pod["metadata"]["name"], "status")
         self.kube.must("PATCH", path, {"status": status}, "application/strategic-merge-patch+json")
+
+
+def index_of(pod: Json) -> int:
+    return int(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
+
+
+def words(reason: str, message: str = "it ended", **members: Any) -> Json:
+    """What PID 1 leaves where the platform is to blame."""
+    return {"category": "Infrastructure", "reason": reason, "message": message, **members}
 
 
 def snapshot(stage: str = "Training", step: int = 0, **members: Any) -> Json:

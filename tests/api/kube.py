@@ -19,6 +19,9 @@ FTJ = "/apis/olivine.dev/v1alpha1/namespaces/{ns}/finetunejobs"
 JOBS = "/apis/batch/v1/namespaces/{ns}/jobs"
 PODS = "/api/v1/namespaces/{ns}/pods"
 CONFIG_MAPS = "/api/v1/namespaces/{ns}/configmaps"
+SERVICES = "/api/v1/namespaces/{ns}/services"
+JOBSETS = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/{ns}/jobsets"
+WORKLOADS = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{ns}/workloads"
 EVENTS = "/api/v1/namespaces/{ns}/events"
 
 
@@ -59,13 +62,18 @@ class Kube:
         self._lock = threading.Lock()
 
     def request(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Answer:
-        data = json.dumps(body).encode() if body is not None else None
+        return self.send(method, path, json.dumps(body).encode() if body is not None else None, content_type)
+
+    def send(self, method: str, path: str, data: bytes | None, content_type: str) -> Answer:
+        """A request with a body of any kind."""
         request = urllib.request.Request(self.server + path, data=data, method=method, headers={"Content-Type": content_type})
         try:
             with self._opener.open(request, timeout=30) as response:
                 return Answer(response.status, json.loads(response.read()))
         except urllib.error.HTTPError as error:
-            return Answer(error.code, json.loads(error.read()))
+            text = error.read()
+            # A group that is not served is answered in plain text.
+            return Answer(error.code, json.loads(text) if text.startswith(b"{") else {"message": text.decode().strip()})
 
     def must(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Json:
         answer = self.request(method, path, body, content_type)

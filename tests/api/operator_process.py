@@ -50,7 +50,13 @@ PATHS = {
 def install_chart(kube: Kube) -> Json:
     """Applies all of the chart but its Deployment, which no node would run; returns the operator's settings."""
     kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    objects = render_chart(values={"trainer": {"image": {"repository": "trainer"}}, "policies": POLICIES})
+    values = {
+        "trainer": {"image": {"repository": "trainer"}},
+        "policies": POLICIES,
+        # Lost pods are looked at soon and removed: tests play the node that is gone.
+        "lostPods": {"timeoutSeconds": 2, "remove": True},
+    }
+    objects = render_chart(values=values)
     for item in objects:
         query = "&dryRun=All" if item["kind"] == "Deployment" else ""
         answer = kube.apply(PATHS[item["kind"]], item, query=query)

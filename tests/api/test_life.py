@@ -57,20 +57,10 @@ def test_applied_twice_nothing_is_written(ns: Namespace, operator: OperatorProce
 def test_an_undisturbed_life_costs_few_writes_and_no_reads(ns: Namespace, operator: OperatorProcess) -> None:
     # A node takes its pod, so that not even the scheduler has anything to say; nothing else may run there.
     node = f"node-of-{ns.name}"
-    taint = {"key": "test", "value": ns.name, "effect": "NoSchedule"}
-    body = {"metadata": {"name": node, "labels": {"test": ns.name}}, "spec": {"taints": [taint]}}
-    ns.kube.must("POST", "/api/v1/nodes", body)
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
-    amounts = {"cpu": "4", "memory": "8Gi", "pods": "10"}
-    ns.kube.merge(f"/api/v1/nodes/{node}/status", {"status": {"conditions": [ready], "capacity": amounts, "allocatable": amounts}})
-    # New nodes are not ready until the node controller has seen them.
-    untainted = [taint]
-    wait_for(
-        "the node takes pods", lambda: ns.kube.must("GET", f"/api/v1/nodes/{node}")["spec"].get("taints") == untainted, seconds=20
-    )
+    ns.make_node(node)
 
     before = operator.requests()
-    ns.apply("life", pods={"nodeSelector": {"test": ns.name}, "tolerations": [{"key": "test", "operator": "Exists"}]})
+    ns.apply("life", pods=ns.on_node)
     pod = ns.wait_pod("life")
     wait_for("the pod is bound", lambda: ns.pods("life")[0]["spec"].get("nodeName") == node, seconds=10)
     ns.pod_runs(pod)

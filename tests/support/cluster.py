@@ -3,9 +3,9 @@
 import copy
 import json
 import os
-import signal
 import subprocess
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from obstore.store import S3Store
 from ruamel.yaml import YAML
 
 from olivine_api.status import FineTuneJobStatus, Phase
+from tests.api.kube import FTJ, PODS, Kube
 from tests.support.wait import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +53,15 @@ class Cluster:
         """kubectl apply of one object."""
         self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
+    @cached_property
+    def api(self) -> Kube:
+        """The API server without kubectl, whose start costs more CPU than what it asks: for what is asked again and again."""
+        return Kube(STATE / "kubeconfig")
+
     def status(self, name: str) -> FineTuneJobStatus:
         """The status of a FineTuneJob."""
-        return FineTuneJobStatus.model_validate(self.get("ftj", name).get("status", {}))
+        job = self.api.must("GET", f"{FTJ.format(ns=self.namespace)}/{name}")
+        return FineTuneJobStatus.model_validate(job.get("status", {}))
 
     def wait_ended(self, name: str, seconds: float) -> FineTuneJobStatus:
         """The status of a FineTuneJob once it has ended."""
@@ -72,7 +79,7 @@ class Cluster:
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """The trainer pods of a FineTuneJob, oldest first."""
-        items = self.get("pods", "-l", f"olivine.dev/job={name}")["items"]
+        items = self.api.must("GET", f"{PODS.format(ns=self.namespace)}?labelSelector=olivine.dev/job%3D{name}")["items"]
         return sorted(items, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -80,24 +87,6 @@ class Cluster:
         uid = self.get("ftj", name)["metadata"]["uid"]
         items = self.get("events", "--field-selector", f"involvedObject.uid={uid}")["items"]
         return sorted(items, key=lambda event: event["metadata"]["creationTimestamp"])
-
-
-def kill_pod_processes(pod: dict[str, Any]) -> int:
-    """SIGKILLs every process of a pod's containers at once, from outside, as a node's out-of-memory killer would. Returns their number."""
-    uid = pod["metadata"]["uid"]
-    killed = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            cgroup, command = (entry / "cgroup").read_text(), (entry / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended meanwhile
-        # The sandbox's own process stays: the pod is to fail, not its network.
-        if (uid in cgroup or uid.replace("-", "_") in cgroup) and b"olivine_trainer" in command:
-            os.kill(int(entry.name), signal.SIGKILL)
-            killed += 1
-    return killed
 
 
 def s3(bucket: str) -> S3Store:

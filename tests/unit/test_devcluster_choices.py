@@ -12,6 +12,7 @@ import pytest
 from devcluster import cgroups, locks, machine, oci, processes, slots
 from devcluster.cache import Recipe, digest
 from devcluster.console import DevclusterError
+from tests.support.wait import wait_for
 
 
 def test_key_depends_on_names_and_borders_and_not_on_order() -> None:
@@ -81,6 +82,42 @@ def test_stop_ends_a_process_that_ignores_sigterm_and_forgets_it(tmp_path: Path)
     processes.stop(records, "deaf")
 
 
+def test_daemon_keeps_none_of_its_starters_descriptors(tmp_path: Path) -> None:
+    """`flock FILE python -m devcluster up` was held by the cluster's daemons until it went down."""
+    descriptor = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(descriptor, True)
+    daemon = processes.start("daemon", ["sleep", "60"], records=tmp_path / "records", log=tmp_path / "daemon.log")
+    try:
+        wanted = {"/dev/null", str(tmp_path / "daemon.log")}
+        # The kernel lets the starter go on a moment before it closes what is closed on exec.
+        wait_for("only its own are open", lambda: _open_files(daemon.pid) == wanted, seconds=5, every=0.02)
+    finally:
+        processes.stop(tmp_path / "records", "daemon", grace_seconds=0)
+        os.close(descriptor)
+
+
+def _open_files(pid: int) -> set[str]:
+    return {os.path.realpath(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_process_whose_starter_was_killed_before_it_wrote_the_record_is_found(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    argv = ["sh", "-c", "while :; do sleep 0.05; done"]
+    kept, stray, strangers = (
+        processes.start(name, argv, records=records, log=tmp_path / f"{name}.log")
+        for name, records in (("kept", mine), ("stray", mine), ("strangers", other))
+    )
+    (mine / "stray.json").unlink()
+    (other / "strangers.json").unlink()
+    try:
+        processes.stop_strays(mine)
+        assert [daemon.alive() for daemon in (kept, stray, strangers)] == [True, False, True]
+    finally:
+        processes.stop(mine, "kept", grace_seconds=0)
+        processes.stop_strays(other)
+    assert not strangers.alive()
+
+
 def test_layer_is_the_same_each_time_and_carries_no_set_user_id(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "bin").mkdir(parents=True)
@@ -144,3 +181,16 @@ def test_cgroup_is_made_in_v2_whose_root_has_no_cpuset_files(born: str, tmp_path
     cgroups.create("olivine-9")
     assert (group / "cgroup.subtree_control").read_text() == "+cpuset +cpu +memory"
     assert (group / "cpuset.cpus").read_text() == born
+
+
+def test_controllers_that_v2_did_not_hand_down_before_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = tmp_path / "cgroup.subtree_control"
+    control.write_text("cpu memory\n")
+    monkeypatch.setattr(cgroups, "_hierarchies", lambda: [tmp_path])
+    before = cgroups.delegated()
+    control.write_text("cpu memory pids\n")  # as the kernel shows it after `create`
+    cgroups.restore_delegated(before)
+    assert control.read_text() == "-pids"
+    control.write_text("cpu\n")
+    cgroups.restore_delegated(before)
+    assert control.read_text() == "cpu\n", "nothing was added: nothing is written"

@@ -63,13 +63,10 @@ class OutOfMemoryError(TrainerError):
 
     exit_code = ExitCode.OUT_OF_MEMORY
 
-    def __init__(self, detail: str, *, step: int | None = None) -> None:
-        super().__init__(
-            Reason.OUT_OF_MEMORY,
-            f"{detail}; lower training.batchSize and raise training.gradientAccumulationSteps by the same factor,"
-            " lower data.maxLength, or raise pods.resources.limits.memory",
-            step=step,
-        )
+    def __init__(self, detail: str, *, step: int | None = None, advice: str | None = None) -> None:
+        smaller = "lower training.batchSize and raise training.gradientAccumulationSteps by the same factor"
+        advice = advice or f"{smaller}, lower data.maxLength, or raise pods.resources.limits.memory"
+        super().__init__(Reason.OUT_OF_MEMORY, f"{detail}; {advice}", step=step)
 
 
 class StorageUnavailableError(TrainerError):
@@ -88,6 +85,15 @@ class SupersededError(TrainerError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.SUPERSEDED, message)
+
+
+class PeerLostError(TrainerError):
+    """Another rank of this attempt is gone: nobody can go on without it."""
+
+    exit_code = ExitCode.PEER_LOST
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.PEER_LOST, message)
 
 
 class InterruptedRunError(TrainerError):

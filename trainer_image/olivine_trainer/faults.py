@@ -17,6 +17,12 @@ def is_disk_fault(error: BaseException) -> bool:
     return any(isinstance(one, OSError) and one.errno in _DISK_FAULTS for one in _chain(error))
 
 
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, for a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:limit] if lines else type(error).__name__
+
+
 def _is_allocation_failure(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from olivine_api.finetunejob import MUTABLE_FIELDS, FineTuneJobSpec, parse_spec
 from olivine_api.reasons import Reason
-from olivine_api.status import JobIdentity
+from olivine_api.status import JobIdentity, Resolved
 from olivine_trainer.errors import ConfigurationError
 
 _SHOWN_FAULTS = 4
@@ -43,7 +43,26 @@ class Job:
 
 def spec_digest(spec: FineTuneJobSpec) -> str:
     """sha256 (hex) of the canonical JSON of the specification, without what may differ between attempts."""
-    raw = {key: value for key, value in spec.to_json_dict().items() if key not in _NOT_TRAINED_ON}
+    return _digest(_trained_on(spec))
+
+
+def input_digest(spec: FineTuneJobSpec, resolved: Resolved) -> str:
+    """sha256 (hex) of what decides the artifact: specification, rows and base model by their content, wherever they lie."""
+    raw = _trained_on(spec)
+    for key in ("storage", "reuse"):
+        raw.pop(key, None)
+    raw["model"] = {"digest": resolved.model.digest if resolved.model is not None else None}
+    raw["data"] = {key: value for key, value in raw["data"].items() if key not in ("train", "validation")}
+    raw["data"]["digest"] = resolved.data.digest if resolved.data is not None else None
+    raw["resolved"] = {"effectiveBatchSize": resolved.effective_batch_size, "precision": resolved.precision}
+    return _digest(raw)
+
+
+def _trained_on(spec: FineTuneJobSpec) -> dict[str, Any]:
+    return {key: value for key, value in spec.to_json_dict().items() if key not in _NOT_TRAINED_ON}
+
+
+def _digest(raw: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

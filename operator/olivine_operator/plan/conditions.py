@@ -8,6 +8,7 @@ from typing import Literal
 from olivine_api.status import Condition, ConditionType, Phase
 
 MESSAGE_LIMIT = 1024
+_CUT = "…".encode()
 Truth = Literal["True", "False", "Unknown"]
 
 
@@ -50,8 +51,9 @@ def with_condition(conditions: Sequence[Condition], change: Change, *, generatio
 
 
 def truncate(message: str, limit: int = MESSAGE_LIMIT) -> str:
-    """A message as long as status allows."""
-    return message if len(message) <= limit else message[: limit - 1] + "…"
+    """A message as long as status allows; in bytes, since an object's size is."""
+    data = message.encode()
+    return message if len(data) <= limit else data[: limit - len(_CUT)].decode(errors="ignore") + _CUT.decode()
 
 
 def phase_of(conditions: Sequence[Condition]) -> Phase:

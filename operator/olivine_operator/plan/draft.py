@@ -6,6 +6,7 @@ from typing import Any
 from olivine_api.reasons import Reason
 from olivine_api.status import Condition, ConditionType, FineTuneJobStatus, Snapshot
 from olivine_operator.plan.conditions import Change, Truth, find, holds, is_terminal, phase_of, with_condition
+from olivine_operator.plan.diagnosis import diagnose
 from olivine_operator.plan.events import events_between
 from olivine_operator.plan.observed import Observed
 from olivine_operator.plan.outcome import Action, Plan
@@ -92,6 +93,7 @@ class Draft:
     def finish(self) -> Plan:
         """The plan: with the phase, kstatus' conditions and the Events that follow from what was decided."""
         self._summarise()
+        self.update(diagnosis=diagnose(self.status))
         before, after = _normal(self.before), _normal(self.status)
         if after == before:
             return Plan(actions=tuple(self._actions), requeue_after=self._requeue_after)

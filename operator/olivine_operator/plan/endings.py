@@ -35,7 +35,6 @@ def fail_by_user(draft: Draft, reason: str, message: str) -> None:
 def cancel(draft: Draft) -> None:
     """Ends the job because its user wants so."""
     _end_failed(draft, Reason.CANCELLED, "cancelled by spec.cancel; checkpoints stay in the storage")
-    end_child(draft)
 
 
 def succeed(draft: Draft) -> None:

@@ -34,8 +34,6 @@ def ended_by_deadline(draft: Draft) -> bool:
 
 def watch_deadlines(draft: Draft) -> None:
     """Asks for a look when a deadline passes."""
-    if draft.terminal:
-        return
     limit = draft.wishes.active_deadline_seconds
     if limit is not None and draft.holds(ConditionType.RUNNING):
         draft.look_again_in(max(0, limit - running_seconds(draft.status, draft.now)))

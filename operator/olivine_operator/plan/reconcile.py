@@ -39,21 +39,27 @@ def plan(observed: Observed, now: datetime, settings: OperatorSettings) -> Plan:
     if observed.job.deleting:
         return Plan()  # the garbage collector takes the children
     draft = Draft(observed, now, settings)
+    if not draft.terminal:
+        _follow(draft)
+        _tell_progress(draft, now)
     if draft.terminal:
         if not limits.retire(draft):
             endings.end_child(draft)
-        return draft.finish()
+    else:
+        limits.watch_deadlines(draft)
+    return draft.finish()
+
+
+def _follow(draft: Draft) -> None:
+    child = draft.observed.child
     if draft.wishes.cancel:
         endings.cancel(draft)
-    elif observed.child is None:
+    elif child is None:
         _without_child(draft)
-    elif observed.child.deleting:
-        _wait_for_deletion(draft, observed.child)
+    elif child.deleting:
+        _wait_for_deletion(draft, child)
     else:
-        follow_child(draft, observed.child)
-    _tell_progress(draft, now)
-    limits.watch_deadlines(draft)
-    return draft.finish()
+        follow_child(draft, child)
 
 
 def _wait_for_deletion(draft: Draft, child: ChildView) -> None:

@@ -22,11 +22,11 @@ def keep_size(draft: Draft, child: ChildView) -> bool:
         return True
     if not child.suspended or child.condition("Suspended") is None or any(p.active or p.leaving for p in draft.observed.pods):
         return False
+    message = f"the {child.kind} {child.name} gets another size: {wishes.pods} pods"
+    # Told before: one that has to be made anew was not lost.
+    draft.set(ConditionType.RUNNING, "False", Reason.RESIZING, message)
     # One pod needs no name, several do: their templates differ. Nor may a JobSet be changed.
-    remake = child.kind == "JobSet" or (child.asked_pods == 1) != (wishes.pods == 1)
-    if remake:
-        message = f"the {child.kind} {child.name} is made anew with {wishes.pods} pods"
-        draft.set(ConditionType.RUNNING, "False", Reason.RESIZING, message)
+    if child.kind == "JobSet" or (child.asked_pods == 1) != (wishes.pods == 1):
         draft.act(DeleteChild(name=child.name, uid=child.uid, kind=child.kind))
         return False
     resources = wishes.resources if wishes.resources is not None else draft.settings.trainer.pod_defaults.resources

@@ -16,7 +16,6 @@ from olivine_operator.plan.waiting import Waiting, slow_at, waiting_of
 # The Job controller makes a pod within a second; what keeps it from that, it tells in Events about the Job only.
 _POD_CREATION = timedelta(seconds=20)
 _EXPLAIN_AGAIN_SECONDS = 60
-_NO_POD = (Reason.POD_NOT_CREATED, Reason.QUOTA_EXCEEDED)
 
 
 def show_pods(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *, news: bool) -> None:
@@ -52,14 +51,18 @@ def _newest_by_index(pods: Sequence[PodView]) -> list[PodView]:
     return [newest[index] for index in sorted(newest)]
 
 
-def show_resuming(draft: Draft) -> None:
-    """What is told of a child that is suspended though its user wants it to run."""
+def show_resuming(draft: Draft, *, sized: bool) -> None:
+    """What is told of a child that is suspended though its user wants it to run; `sized` is whether it has its size."""
     if draft.holds(ConditionType.SUSPENDED):
         draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED, "resumed")
     draft.update(next_retry_time=None)
-    running = draft.condition(ConditionType.RUNNING)
-    if running is None or running.reason != Reason.RESIZING:
+    if sized or not _is_resizing(draft):
         wait_for_pod(draft)
+
+
+def _is_resizing(draft: Draft) -> bool:
+    running = draft.condition(ConditionType.RUNNING)
+    return running is not None and running.reason == Reason.RESIZING
 
 
 def show_queued(draft: Draft) -> None:
@@ -70,7 +73,7 @@ def show_queued(draft: Draft) -> None:
     draft.set(ConditionType.RUNNING, "False", Reason.WAITING_FOR_CHILD, "waits until Kueue admits it")
 
 
-def show_suspended(draft: Draft) -> None:
+def show_suspended(draft: Draft, *, sized: bool) -> None:
     """What is told of a child that is suspended because its user wants it so."""
     draft.update(next_retry_time=None)
     left = [pod for pod in draft.observed.pods if pod.phase not in ("Succeeded", "Failed")]
@@ -78,8 +81,7 @@ def show_suspended(draft: Draft) -> None:
         message = f"spec.suspend is true: pod {left[0].name} saves a checkpoint and goes"
     else:
         message = "spec.suspend is true: no pod runs; false resumes from the last checkpoint"
-        running = draft.condition(ConditionType.RUNNING)
-        if running is None or running.reason != Reason.RESIZING:
+        if sized or not _is_resizing(draft):
             draft.set(ConditionType.RUNNING, "False", Reason.SUSPENDED_BY_USER, "the job is suspended")
     draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED_BY_USER, message)
 
@@ -152,6 +154,7 @@ def _no_pod_comes(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...]
 def _tell_no_pod(draft: Draft, child: ChildView) -> None:
     """The Job controller knows why; it is asked, and what it says comes back as an obstacle."""
     obstacle = draft.observed.obstacle
+    draft.look_again_in(_EXPLAIN_AGAIN_SECONDS)
     if obstacle is not None:
         draft.update(next_retry_time=None)
         running = draft.condition(ConditionType.RUNNING)
@@ -168,7 +171,6 @@ def _tell_no_pod(draft: Draft, child: ChildView) -> None:
         f"kubectl describe job {child.pods_owner} -n {child.key[0]} tells which"
     )
     draft.act(ExplainNoPod(name=child.pods_owner, likely=likely))
-    draft.look_again_in(_EXPLAIN_AGAIN_SECONDS)
 
 
 def wait_for_pod(draft: Draft) -> None:

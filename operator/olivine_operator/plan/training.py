@@ -45,7 +45,6 @@ def follow_child(draft: Draft, child: ChildView) -> None:
         return
     news = count_incidents(draft, child, failed, checkpoint_since=checkpoint_since)
     if draft.terminal or _overrun(draft) or _crash_loop(draft) or ended_by_deadline(draft):
-        endings.end_child(draft)
         return
 
     _keep_config_map(draft)
@@ -55,7 +54,7 @@ def follow_child(draft: Draft, child: ChildView) -> None:
         follow_queue(draft, child)
     else:
         _suspend_or_resume(draft, child, sized=sized)
-    _show(draft, child, failed, news=news)
+    _show(draft, child, failed, news=news, sized=sized)
 
 
 def _suspend_or_resume(draft: Draft, child: ChildView, *, sized: bool) -> None:
@@ -65,15 +64,15 @@ def _suspend_or_resume(draft: Draft, child: ChildView, *, sized: bool) -> None:
         draft.act(SuspendChild(name=child.name, suspend=suspend, kind=child.kind))
 
 
-def _show(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *, news: bool) -> None:
+def _show(draft: Draft, child: ChildView, failed: tuple[PodFailure, ...], *, news: bool, sized: bool) -> None:
     if not child.suspended:
         show_pods(draft, child, failed, news=news)
     elif child.queued and not suspended_by_user(draft, child):
         show_queued(draft)
     elif child.queued or draft.wishes.suspend:
-        show_suspended(draft)
+        show_suspended(draft, sized=sized)
     else:
-        show_resuming(draft)
+        show_resuming(draft, sized=sized)
 
 
 def _keep_config_map(draft: Draft) -> None:
@@ -144,7 +143,7 @@ def _child_failed(draft: Draft, child: ChildView) -> None:
         return
     category = Category.USER if by_policy else Category.INFRASTRUCTURE
     message = f"the {child.kind} {child.name} failed: {ended.message}"
-    endings.fail(draft, Failure(category=category, reason=ended.reason or Reason.POD_FAILED, message=message[:1024], at=draft.now))
+    endings.fail(draft, Failure(category=category, reason=ended.reason or Reason.POD_FAILED, message=message, at=draft.now))
 
 
 def _overrun(draft: Draft) -> bool:

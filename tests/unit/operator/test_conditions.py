@@ -39,5 +39,8 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
 
 
 def test_messages_are_as_long_as_status_allows() -> None:
-    assert len(truncate("x" * 5000)) == 1024
+    assert truncate("x" * 5000) == "x" * 1021 + "…"
+    # In bytes, and never through the middle of a character.
+    assert truncate("ä" * 1024) == "ä" * 510 + "…"
+    assert truncate("ä" * 512) == "ä" * 512
     assert truncate("short") == "short"

@@ -9,7 +9,7 @@ from olivine_api.status import Phase
 from olivine_operator.plan.failures import failures_of, next_retry
 from olivine_operator.plan.incidents import incidents_of, new_incidents
 from olivine_operator.plan.observed import PodView
-from tests.unit.operator.builders import after, child, condition, disrupted, failed, look, pod, running
+from tests.unit.operator.builders import after, child, condition, disrupted, ended, failed, look, pod, running
 
 SEVERAL = {"pods": {"count": 2}}
 
@@ -151,3 +151,24 @@ class TestShowing:
             look(spec={"pods": {"count": 4}}).status, kind=child(pods=1), pods=[pod(phase="Running")], spec={"pods": {"count": 4}}
         )
         assert condition(made.status, "Running").status == "True"
+
+    def test_an_undisturbed_life_of_several_pods_has_as_few_writes_as_one_pods(self) -> None:
+        first = look(spec=SEVERAL)
+        statuses, status = [first.status], first.status
+        ends = {"reason": "Completed", "message": "", "snapshot": {"attempt": 1, "progress": {"stage": "Publishing", "step": 10}}}
+        done = pod("tone-0", "Succeeded", termination=ended(0, ends, at=after(50)))
+        moments: list[tuple[float, list[PodView], tuple[str, ...]]] = [
+            (1, [pod("tone-0")], ()),
+            (1, [pod("tone-0"), pod("tone-1", index=1)], ()),
+            (4, [pod("tone-0", "Running"), pod("tone-1", index=1)], ()),
+            (5, [pod("tone-0", "Running"), pod("tone-1", "Running", index=1)], ()),
+            (50, [done, pod("tone-1", "Running", index=1)], ()),
+            (51, [done, pod("tone-1", "Running", index=1)], ("Complete",)),
+        ]
+        for seconds, pods, held in moments:
+            made = look(status, now=after(seconds), kind=child(*held, pods=2), pods=pods, spec=SEVERAL)
+            assert made.actions == ()
+            if made.status is not None:
+                statuses.append(made.status)
+                status = made.status
+        assert [s.phase for s in statuses if s is not None] == [Phase.PENDING, Phase.RUNNING, Phase.SUCCEEDED]

@@ -212,3 +212,62 @@ def test_a_new_leader_catches_up_at_once_and_holds_nothing_against_the_watch() -
 
 def jobs_only(feed: Feed) -> None:
     feed.watched = feed.watched[:1]
+
+
+class Young(KubeApi):
+    """An API server with FineTuneJobs, and with other groups once it has got them."""
+
+    def __init__(self, *groups: str) -> None:
+        self.groups = ["olivine.dev/v1alpha1", "batch/v1", "/api/v1", *groups]
+
+    async def request(self, method: str, kind: Kind, path: str, **_: Any) -> Any:
+        if path == "/apis":
+            return {"groups": [{"versions": [{"groupVersion": group}]} for group in self.groups]}
+        if kind.prefix.removeprefix("/apis/") not in self.groups:
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        if path == kind.prefix:
+            return {"resources": [{"name": kind.plural}]}
+        return {"metadata": {}, "items": []}
+
+
+OPTIONAL: dict[str, tuple[list[str], list[str], tuple[bool, bool]]] = {
+    "none": ([], [], (False, False)),
+    "JobSets": (["jobset.x-k8s.io/v1alpha2"], ["jobsets"], (True, False)),
+    "an old Kueue": (["kueue.x-k8s.io/v1beta1"], ["workloads"], (False, True)),
+    "both versions of Kueue": (["kueue.x-k8s.io/v1beta1", "kueue.x-k8s.io/v1beta2"], ["workloads"], (False, True)),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONAL)
+def test_kinds_that_the_cluster_has_are_watched(case: str) -> None:
+    groups, plurals, (jobsets, workloads) = OPTIONAL[case]
+    cache = Cache()
+    feed = Feed(cache, Memory(), lambda _: None)
+    resync = Resync(api=Young(*groups), feed=feed, metrics=Metrics(), every_seconds=600, clock=lambda: 0.0)
+    asyncio.run(resync.wait_for_crd())
+    assert [watched.kind.plural for watched in feed.watched[3:]] == plurals
+    assert (cache.serves_jobsets, cache.serves_workloads) == (jobsets, workloads)
+    if case == "both versions of Kueue":
+        assert feed.watched[3].kind.prefix.endswith("v1beta2")
+
+
+def test_a_kind_that_comes_later_asks_for_a_new_start() -> None:
+    api = Young()
+    feed = Feed(Cache(), Memory(), lambda _: None)
+    resync = Resync(api=api, feed=feed, metrics=Metrics(), every_seconds=0.001, clock=lambda: 0.0)
+
+    async def live() -> None:
+        await resync.wait_for_crd()
+        await resync.reach_sync()
+        keeping = asyncio.create_task(resync.keep())
+        assert resync.trouble() is None
+        api.groups.append("jobset.x-k8s.io/v1alpha2")
+        async with asyncio.timeout(5):
+            while resync.trouble() is None:
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    asyncio.run(live())
+    assert resync.trouble() == "the cluster has got jobsets, which only a new start can watch"
+    # Until then nothing is made that nobody watches.
+    assert [watched.kind.plural for watched in feed.watched] == ["finetunejobs", "jobs", "pods"]

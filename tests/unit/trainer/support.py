@@ -135,7 +135,7 @@ def run_job(
     claim = claim_run(job, records, board)
     if isinstance(claim, Published):
         return claim
-    sources = fetch_sources(job, environ or {}, scratch, board)
+    sources = fetch_sources(job, environ or {}, scratch, board, records.commits())
     import_training_stack()
     from olivine_trainer.loop.train import train
 

@@ -12,7 +12,7 @@ from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import batch_rows, epoch_order, rank_micro_batches, total_steps
 from olivine_trainer.data.chat import ChatRenderer
 from olivine_trainer.data.prepare import load_rows, prepare_examples
-from olivine_trainer.data.rows import Row, read_rows
+from olivine_trainer.data.rows import Row, RowFiles, read_rows
 from olivine_trainer.data.split import split_rows
 from olivine_trainer.data.template import RowTemplate, parse_template
 from olivine_trainer.data.tokens import completion_example, fit_examples, text_example
@@ -194,7 +194,7 @@ def test_templates_substitute_escape_and_refuse() -> None:
 def test_a_missing_field_is_told_with_those_that_exist(tmp_path: Path) -> None:
     data, path = make_data(tmp_path, tone_rows(3), template={"prompt": "{phrse}", "completion": "{tone}"})
     with pytest.raises(DataError) as caught:
-        load_rows(data, path, None, seed=0)
+        load_rows(data, RowFiles.of(path), None, seed=0)
     assert caught.value.reason is Reason.COLUMN_MISSING
     assert (
         caught.value.message
@@ -203,7 +203,7 @@ def test_a_missing_field_is_told_with_those_that_exist(tmp_path: Path) -> None:
     lacking = [*tone_rows(3), {"phrase": "x"}]
     data, path = make_data(tmp_path, lacking)
     with pytest.raises(DataError, match=r"which row 4 of data\.train lacks"):
-        load_rows(data, path, None, seed=0)
+        load_rows(data, RowFiles.of(path), None, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -367,14 +367,14 @@ def test_rows_that_the_model_cannot_tell_apart_are_equal() -> None:
 
 def test_prepared_data_is_counted_and_digested(tmp_path: Path, tokenizer: Any) -> None:
     data, path = make_data(tmp_path, tone_rows(24), validationFraction=0.25, stratifyBy="tone", maxLength=12, onOverflow="Drop")
-    loaded = load_rows(data, path, None, seed=0)
+    loaded = load_rows(data, RowFiles.of(path), None, seed=0)
     prepared = prepare_examples(data, loaded, tokenizer, stop_ids=frozenset({STOP}))
     resolved = prepared.resolved
     assert resolved.rows + resolved.validation_rows + resolved.dropped == 24
     assert resolved.dropped
     assert resolved.tokens == sum(len(example.ids) for example in prepared.train)
-    assert load_rows(data, path, None, seed=0).digest == resolved.digest
-    assert load_rows(data, path, None, seed=1).digest != resolved.digest
+    assert load_rows(data, RowFiles.of(path), None, seed=0).digest == resolved.digest
+    assert load_rows(data, RowFiles.of(path), None, seed=1).digest != resolved.digest
 
 
 @pytest.mark.parametrize(
@@ -405,16 +405,23 @@ def test_validation_never_vanishes_silently(
     data, path = make_data(tmp_path, rows, **changes)
     file = write_rows(tmp_path / "v.jsonl", validation) if validation is not None else None
     # One of the two is held back, and whether it is the long one is the seed's choice.
-    seed = next(seed for seed in range(99) if file or load_rows(data, path, None, seed=seed).split.train[0].number == 1)
+    seed = next(
+        seed for seed in range(99) if file or load_rows(data, RowFiles.of(path), None, seed=seed).split.train[0].number == 1
+    )
     with pytest.raises(DataError, match="no validation row is left that measures anything: ") as caught:
-        prepare_examples(data, load_rows(data, path, file, seed=seed), tokenizer, stop_ids=frozenset({STOP}))
+        prepare_examples(
+            data,
+            load_rows(data, RowFiles.of(path), RowFiles.of(file) if file else None, seed=seed),
+            tokenizer,
+            stop_ids=frozenset({STOP}),
+        )
     assert caught.value.reason is Reason.DATA_EMPTY
     assert caught.value.message.endswith(says)
 
 
 def test_repeats_between_train_and_validation_files_are_counted(tmp_path: Path) -> None:
     data, path = make_data(tmp_path, tone_rows(4), validation={"uri": "file:///v.jsonl"})
-    assert load_rows(data, path, path, seed=0).repeated == 4
+    assert load_rows(data, RowFiles.of(path), RowFiles.of(path), seed=0).repeated == 4
 
 
 def test_the_index_that_pandas_writes_is_a_column(tmp_path: Path) -> None:
@@ -464,8 +471,15 @@ def test_ranks_and_micro_batches_divide_the_global_batch() -> None:
     batch = list(range(8))
     parts = [rank_micro_batches(batch, rank=rank, world=2, micro=2) for rank in range(2)]
     assert parts == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
-    with pytest.raises(ValueError, match="does not divide"):
-        rank_micro_batches(batch, rank=0, world=3, micro=2)
+
+
+@pytest.mark.parametrize(("rows", "world", "micro"), [(8, 3, 2), (8, 3, 1), (7, 2, 4), (1, 4, 1), (8, 1, 3)])
+def test_rows_that_do_not_divide_evenly_are_still_each_one_ranks(rows: int, world: int, micro: int) -> None:
+    """All ranks have as many micro-batches, since they agree before each; some may be empty."""
+    parts = [rank_micro_batches(list(range(rows)), rank=rank, world=world, micro=micro) for rank in range(world)]
+    assert sorted(row for part in parts for members in part for row in members) == list(range(rows))
+    assert len({len(part) for part in parts}) == 1
+    assert max(len(members) for part in parts for members in part) <= micro
 
 
 def test_epochs_become_steps() -> None:

@@ -24,6 +24,7 @@ from olivine_trainer.loop.stop import AskedToGo, StopFlag
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.records import RunRecords
+from olivine_trainer.world.world import alone
 from tests.support.models import VOCABULARY
 from tests.unit.trainer.support import kill_in_step, local_store, make_job, run_job, tone_rows, write_rows
 
@@ -64,6 +65,61 @@ def test_the_machines_faults_are_not_the_models(
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
     with pytest.raises(expected):
         loading.load_model(tmp_path, "s3://models/x", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "says"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            OutOfMemoryError,
+            "memory ran out while .* can't allocate memory: you tried to allocate 9 bytes",
+        ),
+        (
+            ValueError("3 experts, 4 gates"),
+            ModelError,
+            "cannot be loaded as a causal language model: ValueError: 3 experts, 4 gates",
+        ),
+    ],
+    ids=["memory", "a broken model"],
+)
+def test_experts_that_cannot_be_merged_are_told_by_their_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[TrainerError], says: str
+) -> None:
+    """transformers merges the experts of a mixture while it loads, and only logs why that failed."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM, core_model_loading
+
+    from olivine_trainer.modeling.loading import load_model
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "vocab_size": 32,
+        "num_local_experts": 2,
+    }
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+    model.save_pretrained(tmp_path)
+    assert load_model(tmp_path, "s3://models/moe", torch.float32).num_parameters() == model.num_parameters()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(core_model_loading.MergeModulelist, "convert", fail)
+    with pytest.raises(expected, match=says):
+        load_model(tmp_path, "s3://models/moe", torch.float32)
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    import torch
+
+    from olivine_trainer.modeling.loading import load_model
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = _copied(tiny_model, tmp_path / "broken", lambda tensors: tensors.update({name: torch.zeros(3, 3)}))
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .*3, 3"):
+        load_model(broken, "s3://models/broken", torch.float32)
 
 
 def _copied(model: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -166,6 +222,7 @@ def test_a_baseline_that_is_no_number_does_not_poison_the_run(tmp_path: Path) ->
         board=Board(None),
         engine=SimpleNamespace(model=SimpleNamespace(disable_adapter=_Nothing)),
         evaluator=SimpleNamespace(everything=lambda _: measured),
+        world=alone(),
     )
     assert train._measure_base(run).metrics == {"accuracy": 0.5}
     assert train._measure_base(run).metrics == {"accuracy": 0.5}  # read back

@@ -14,9 +14,10 @@ from olivine_api.finetunejob import parse_spec
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, SupersededError, TrainerError
 from olivine_trainer.storage.addresses import check_endpoint, check_uri
+from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import resolve_access
 from olivine_trainer.storage.failures import Place, explain
-from olivine_trainer.storage.fetch import fetch_model, fetch_rows_file
+from olivine_trainer.storage.fetch import fetch_model, fetch_rows
 from olivine_trainer.storage.head import require_head, take_attempt
 from olivine_trainer.storage.store import Store
 from tests.unit.trainer.support import local_access, local_store, make_job
@@ -294,14 +295,14 @@ def test_a_key_that_is_no_path_is_the_users(tmp_path: Path) -> None:
 
 def test_a_model_folder_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"there is nothing at model\.uri"):
-        fetch_model(local_store(tmp_path / "none", "model"), tmp_path)
+        fetch_model(local_store(tmp_path / "none", "model"), FileCache(tmp_path / "cache"))
     folder = tmp_path / "models"
     (folder / "smol").mkdir(parents=True)
     (folder / "smol" / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"has no config\.json.*it holds: smol/"):
-        fetch_model(local_store(folder, "model"), tmp_path)
+        fetch_model(local_store(folder, "model"), FileCache(tmp_path / "cache"))
     with pytest.raises(ModelError, match="has no weights"):
-        fetch_model(local_store(folder / "smol", "model"), tmp_path)
+        fetch_model(local_store(folder / "smol", "model"), FileCache(tmp_path / "cache"))
 
 
 def test_a_model_folder_comes_from_s3(s3: Any, tmp_path: Path) -> None:
@@ -313,13 +314,14 @@ def test_a_model_folder_comes_from_s3(s3: Any, tmp_path: Path) -> None:
         "sub/x.json": b"no",
     }.items():
         store.put(name, content)
-    fetched = fetch_model(store, tmp_path / "here")
-    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["config.json", "model.safetensors"]
+    cache = FileCache(tmp_path / "cache")
+    fetched = fetch_model(store, cache)
+    assert sorted(path.name for path in fetched.folder.iterdir()) == ["config.json", "model.safetensors"]
     assert fetched.bytes == 4098
     with pytest.raises(
         DataError, match=r"data.train.uri s3://bucket/model/row.jsonl does not exist; beside it there are: config.json"
     ):
-        fetch_rows_file(Store(s3.access("s3://bucket/model", role="train")), "row.jsonl", tmp_path)
+        fetch_rows(Store(s3.access("s3://bucket/model", role="train")), "row.jsonl", None, cache)
 
 
 def test_what_is_not_there_is_told_without_a_walk_through_the_tree(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_what_is_not_there_is_told_without_a_walk_through_the_tree(tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text("")
     assert ([item.key for item in store.list_here().objects], store.list_here().folders) == (["rows.jsonl"], ["deep"])
     with pytest.raises(DataError, match=r"row\.jsonl does not exist; beside it there are: rows\.jsonl"):
-        fetch_rows_file(store, "row.jsonl", tmp_path)
+        fetch_rows(store, "row.jsonl", None, FileCache(tmp_path / "cache"))
 
 
 def test_a_file_that_the_trainer_may_not_read_is_the_users_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,9 +343,9 @@ def test_a_file_that_the_trainer_may_not_read_is_the_users_to_open(tmp_path: Pat
     (tmp_path / "model.safetensors").write_text("")
     monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, whom nothing is refused
     with pytest.raises(DataError, match=r"data\.train\.uri: .*config\.json cannot be read by the trainer, which runs as user"):
-        fetch_rows_file(local_store(tmp_path, "train"), "config.json", tmp_path)
+        fetch_rows(local_store(tmp_path, "train"), "config.json", None, FileCache(tmp_path / "cache"))
     with pytest.raises(ModelError, match=r"model\.uri: .*config\.json cannot be read"):
-        fetch_model(local_store(tmp_path, "model"), tmp_path / "here")
+        fetch_model(local_store(tmp_path, "model"), FileCache(tmp_path / "cache"))
 
 
 def _spec(**changes: Any) -> Any:

@@ -1,6 +1,5 @@
 """PID 1: real processes where it matters, and the judgement over a worker's death as a function of what is left."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,79 +11,21 @@ from typing import Any
 import pytest
 
 from olivine_api.exit_codes import Category, ExitCode
-from olivine_api.names import ENV_CPU_LIMIT, ENV_STATUS_URL
+from olivine_api.names import ENV_CPU_LIMIT, ENV_LEADER_HOST, ENV_STATUS_URL, RENDEZVOUS_PORT
 from olivine_api.reasons import Reason
-from olivine_api.status import Progress, Snapshot, Stage, TerminationMessage
-from olivine_trainer.cli.cgroup import MemoryCgroup, find_memory_cgroup
+from olivine_api.status import Progress, Snapshot, Stage, TerminationMessage, World
+from olivine_trainer.cgroup import MemoryCgroup, find_memory_cgroup
 from olivine_trainer.cli.environment import threads, worker_environment
 from olivine_trainer.cli.manifest import read_manifest, read_mounted_job
-from olivine_trainer.cli.supervisor import _Forwarder, judge
+from olivine_trainer.cli.placement import Placement
+from olivine_trainer.cli.restarts import Restarts
+from olivine_trainer.cli.team import Death, Forwarder, Team
+from olivine_trainer.cli.verdict import decide
 from olivine_trainer.early_signals import EarlySignals
-from olivine_trainer.errors import ConfigurationError
+from olivine_trainer.errors import ConfigurationError, PeerLostError
 from olivine_trainer.reporting.board import WorkerFiles, write_atomically
+from tests.unit.trainer.pid1 import Trainer
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
-
-# A termination log of the test's own: /dev/termination-log is the pod's.
-_MAIN = """
-import sys
-from pathlib import Path
-from olivine_trainer.cli.manifest import read_manifest
-from olivine_trainer.cli.supervisor import supervise
-sys.exit(supervise(read_manifest(Path(sys.argv[1]), namespace=None, name=None, uid="u1"), Path(sys.argv[2])))
-"""
-
-
-class Trainer:
-    """`olivine-train --spec` as a process of its own."""
-
-    def __init__(self, tmp_path: Path, job: Any, **environ: str) -> None:
-        self.log = tmp_path / "log"
-        self.termination = tmp_path / "termination-log"
-        self.termination.touch()
-        manifest = tmp_path / "job.yaml"
-        manifest.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "olivine.dev/v1alpha1",
-                    "kind": "FineTuneJob",
-                    "metadata": {"name": "tone", "namespace": "team"},
-                    "spec": job.spec.to_json_dict(),
-                }
-            )
-        )
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(manifest), str(self.termination)],
-                stderr=log,
-                stdout=log,
-                env={**os.environ, "OLIVINE_CPU_LIMIT": "1", "TMPDIR": str(tmp_path), **environ},
-            )
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-
-    def worker(self) -> int:
-        """The pid of its child."""
-        deadline = time.monotonic() + 20
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        while not (found := children.read_text().split()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return int(found[0])
-
-    def end(self, seconds: float = 60) -> tuple[int, TerminationMessage]:
-        try:
-            code = self.process.wait(seconds)
-        finally:
-            self.process.kill()
-        return code, TerminationMessage.model_validate_json(self.termination.read_bytes())
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 def test_a_users_mistake_is_one_line_and_is_told_before_torch_is_imported(tmp_path: Path) -> None:
@@ -109,7 +50,7 @@ def test_a_killed_worker_still_has_a_last_word(tmp_path: Path, tiny_model: Path)
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(24))
     trainer = Trainer(tmp_path, make_job(tiny_model, rows, f"file://{tmp_path}/runs"))
     trainer.wait_for("attempt 1 of")
-    os.kill(trainer.worker(), signal.SIGKILL)
+    os.kill(trainer.workers()[0], signal.SIGKILL)
     code, message = trainer.end(20)
     assert code == 1  # neither 137, which would blame the container, nor 20: nothing was killed for memory
     assert (message.category, message.reason) == (Category.INFRASTRUCTURE, Reason.POD_FAILED)
@@ -168,17 +109,24 @@ def _cgroup(folder: Path, kills: int) -> MemoryCgroup:
     return MemoryCgroup(events=folder / "events", limit=folder / "limit", peak=folder / "peak")
 
 
+def _decide(files: WorkerFiles, code: int, *, for_memory: bool = False, asked: bool = False) -> tuple[int, TerminationMessage]:
+    """The end of a pod with one worker."""
+    death = Death(0, code, for_memory=for_memory)
+    end = decide([death], {0: files}, leads=True, memory="peak 1023 MiB, limit 1024 MiB", asked_to_go=asked)
+    return end.code, end.message
+
+
 @pytest.mark.parametrize(
-    ("code", "kills", "asked", "exit_code", "reason"),
+    ("code", "for_memory", "asked", "exit_code", "reason"),
     [
-        (-9, 1, False, 20, Reason.OUT_OF_MEMORY),
-        (-9, 0, False, 1, Reason.POD_FAILED),
-        (-9, 1, True, 20, Reason.OUT_OF_MEMORY),
-        (-11, 1, False, 1, Reason.POD_FAILED),
-        (-15, 0, True, 40, Reason.INTERRUPTED),
-        (-15, 0, False, 1, Reason.POD_FAILED),
-        (3, 0, False, 3, Reason.POD_FAILED),
-        (0, 0, False, 1, Reason.POD_FAILED),
+        (-9, True, False, 20, Reason.OUT_OF_MEMORY),
+        (-9, False, False, 1, Reason.POD_FAILED),
+        (-9, True, True, 20, Reason.OUT_OF_MEMORY),
+        (-11, False, False, 1, Reason.POD_FAILED),
+        (-15, False, True, 40, Reason.INTERRUPTED),
+        (-15, False, False, 1, Reason.POD_FAILED),
+        (3, False, False, 3, Reason.POD_FAILED),
+        (0, False, False, 1, Reason.POD_FAILED),
     ],
     ids=[
         "killed for memory",
@@ -192,26 +140,130 @@ def _cgroup(folder: Path, kills: int) -> MemoryCgroup:
     ],
 )
 def test_a_death_is_judged_by_what_is_left(  # noqa: PLR0917  (a table)
-    tmp_path: Path, code: int, kills: int, asked: bool, exit_code: int, reason: Reason
+    tmp_path: Path, code: int, for_memory: bool, asked: bool, exit_code: int, reason: Reason
 ) -> None:
-    files = _leave(tmp_path, step=12)
-    end = judge(code, files, _cgroup(tmp_path, kills), kills_before=0, asked_to_go=asked)
-    assert (end.code, end.message.reason, end.message.category) == (exit_code, reason, Category.INFRASTRUCTURE)
-    assert end.message.step == 12
-    assert end.message.snapshot is not None
+    found, message = _decide(_leave(tmp_path, step=12), code, for_memory=for_memory, asked=asked)
+    assert (found, message.reason, message.category) == (exit_code, reason, Category.INFRASTRUCTURE)
+    assert (message.step, message.attempt) == (12, 1)
+    assert message.snapshot is not None
     if reason is Reason.OUT_OF_MEMORY:
-        assert "peak 1023 MiB, limit 1024 MiB" in end.message.message
-
-
-def test_kills_before_this_pod_do_not_count(tmp_path: Path) -> None:
-    end = judge(-9, _leave(tmp_path), _cgroup(tmp_path, 5), kills_before=5, asked_to_go=False)
-    assert end.code == 1
+        assert "peak 1023 MiB, limit 1024 MiB" in message.message
 
 
 def test_a_worker_that_could_speak_is_believed(tmp_path: Path) -> None:
     said = TerminationMessage(category=Category.USER, reason=Reason.DATA_EMPTY, message="no rows")
-    end = judge(11, _leave(tmp_path, end=said), None, kills_before=0, asked_to_go=False)
-    assert (end.code, end.message) == (11, said)
+    assert _decide(_leave(tmp_path, end=said), 11) == (11, said)
+
+
+_LOST = (31, Reason.PEER_LOST)
+_ASKED = (40, Reason.INTERRUPTED)
+_OWN = (11, Reason.DATA_EMPTY)
+_DONE = (0, Reason.PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "asked", "expected"),
+    [
+        ([_LOST, _LOST], False, _LOST),
+        ([_LOST, _OWN], False, _OWN),
+        ([_OWN, (30, Reason.SUPERSEDED)], False, _OWN),
+        ([_LOST, "killed for memory"], False, (20, Reason.OUT_OF_MEMORY)),
+        ([_LOST, "killed"], False, (1, Reason.POD_FAILED)),
+        ([_LOST, "killed by us"], False, _LOST),
+        ([_ASKED, _LOST], False, _ASKED),
+        ([_LOST, _LOST], True, _ASKED),
+        ([_ASKED, _OWN], True, _OWN),
+        (["killed", _DONE], False, _DONE),
+    ],
+    ids=[
+        "both lost a peer in another pod",
+        "one had a reason of its own",
+        "the first reason counts",
+        "memory",
+        "a crash",
+        "one hung and was ended",
+        "one was asked to go, the other only saw it leave",
+        "a pod that was asked to go loses its peers",
+        "an error while the pod was asked to go",
+        "the run was published all the same",
+    ],
+)
+def test_the_first_worker_with_a_reason_of_its_own_speaks_for_the_pod(
+    tmp_path: Path, deaths: list[Any], asked: bool, expected: tuple[int, Reason]
+) -> None:
+    files = {rank: WorkerFiles(tmp_path, rank) for rank in (0, 1)}
+    seen: list[Death] = []
+    for rank, death in enumerate(deaths):
+        if isinstance(death, str):
+            seen.append(Death(rank, -9, for_memory="memory" in death, by_us="us" in death))
+            continue
+        code, reason = death
+        snapshot = Snapshot(attempt=4, pod=f"rank {rank}", progress=Progress(stage=Stage.TRAINING))
+        said = TerminationMessage(category=None, reason=reason, message="so it is", attempt=4, snapshot=snapshot)
+        files[rank].write_end(said)
+        seen.append(Death(rank, code))
+    end = decide(seen, files, leads=True, memory="", asked_to_go=asked)
+    assert (end.code, end.message.reason, end.message.attempt) == (*expected, 4)
+    if expected != _DONE and deaths[0] not in ("killed", "killed by us"):
+        assert end.message.snapshot is not None
+        assert end.message.snapshot.pod == "rank 0"  # it alone has the whole story
+    other = decide(seen, files, leads=False, memory="", asked_to_go=asked)
+    assert (other.code, other.message.attempt, other.message.snapshot) == (end.code, 4, None)
+
+
+def _team(*codes: str, cgroup: MemoryCgroup | None = None, **waits: float) -> Team:
+    """Workers that run these lines of Python."""
+    ready = "import os, signal, sys, time\n"
+    return Team({rank: subprocess.Popen([sys.executable, "-c", ready + code]) for rank, code in enumerate(codes)}, cgroup, **waits)
+
+
+def test_a_worker_that_outlives_the_others_is_asked_and_then_killed() -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    hearing = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(40)); time.sleep(60)"
+    # The first ends only after the others have set their handlers.
+    team = _team("time.sleep(1); sys.exit(11)", hearing, deaf, ask_after=0.5, kill_after=0.5)
+    start = time.monotonic()
+    assert team.wait() == [Death(0, 11), Death(1, 40), Death(2, -9, by_us=True)]
+    assert time.monotonic() - start < 20
+
+
+def test_a_kill_for_memory_is_told_from_other_kills(tmp_path: Path) -> None:
+    """The counter may have risen before, for a process of a life that is over."""
+    cgroup = _cgroup(tmp_path, 5)
+    assert _team("os.kill(os.getpid(), 9)", cgroup=cgroup).wait() == [Death(0, -9)]
+    team = _team("os.kill(os.getpid(), 9)", "time.sleep(1); os.kill(os.getpid(), 9)", cgroup=cgroup)
+    _cgroup(tmp_path, 6)
+    assert team.wait() == [Death(0, -9, for_memory=True), Death(1, -9)]
+
+
+def test_workers_start_again_three_times_without_a_new_checkpoint() -> None:
+    restarts = Restarts()
+    assert [restarts.allow(31, None) for _ in range(4)] == [True, True, True, False]
+    restarts = Restarts()
+    assert [restarts.allow(31, step) for step in (None, 3, 3, 3, 6, 6, 6, 6)] == [True] * 7 + [False]
+    assert not restarts.allow(1, 9)
+    assert not restarts.allow(40, 9)
+
+
+def test_ranks_follow_the_pods_index() -> None:
+    world = World(pods=3, processes_per_pod=2)
+    placement = Placement.find(world, {"JOB_COMPLETION_INDEX": "2", ENV_LEADER_HOST: "tone-1-0.tone-1"})
+    assert (placement.size, list(placement.ranks), placement.leads) == (6, [4, 5], False)
+    port = placement.meeting_port()
+    assert port == RENDEZVOUS_PORT
+    environ = worker_environment({}, Path("/scratch"), placement, rank=5, port=port)
+    assert {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "6",
+        "MASTER_ADDR": "tone-1-0.tone-1",
+        "MASTER_PORT": "29500",
+    }
+    assert Placement.find(World(), {}).leader_host == "127.0.0.1"
+    with pytest.raises(ConfigurationError, match="counts 3 pods, but OLIVINE_LEADER_HOST is not set"):
+        Placement.find(world, {})
+    with pytest.raises(PeerLostError, match=r"index 3, but world\.json counts 3 pods"):
+        Placement.find(world, {"JOB_COMPLETION_INDEX": "3", ENV_LEADER_HOST: "x"})
 
 
 def test_both_versions_of_cgroups_are_read(tmp_path: Path) -> None:
@@ -238,8 +290,8 @@ def test_a_signal_before_the_supervisor_stood_reaches_the_worker() -> None:
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     sent: list[int] = []
 
-    class Worker:
-        def send_signal(self, number: int) -> None:
+    class Workers:
+        def send(self, number: int) -> None:
             sent.append(number)
 
     try:
@@ -247,8 +299,8 @@ def test_a_signal_before_the_supervisor_stood_reaches_the_worker() -> None:
         early.install()
         os.kill(os.getpid(), signal.SIGTERM)
         assert early.asked
-        forwarder = _Forwarder(early)
-        forwarder.attach(Worker())  # pyright: ignore[reportArgumentType]
+        forwarder = Forwarder(early)
+        forwarder.attach(Workers())  # pyright: ignore[reportArgumentType]
         assert (forwarder.asked, sent) == (True, [signal.SIGTERM])
     finally:
         for number, handler in kept.items():
@@ -262,7 +314,8 @@ def test_threads_follow_the_pods_limit_and_are_shared() -> None:
     assert threads({ENV_CPU_LIMIT: "0"}, 1) == usable  # no limit
     assert threads({ENV_CPU_LIMIT: "64"}, 1) == usable  # the kubelet gives the node's CPUs where no limit is set
     assert threads({}, 64) == 1
-    environ = worker_environment({"HOME": "/x"}, Path("/scratch/run"), local_rank=0, processes=1)
+    placement = Placement.find(World(), {})
+    environ = worker_environment({"HOME": "/x"}, Path("/scratch/run"), placement, rank=0, port=1)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"], environ["OMP_WAIT_POLICY"]) == ("0", "0", "1", "PASSIVE")
     assert environ["HF_HOME"].startswith("/scratch/run/")
 

@@ -25,6 +25,7 @@ from olivine_trainer.reporting.board import Board
 from olivine_trainer.storage.checkpoints import prune_checkpoints, restore_newest
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
+from olivine_trainer.world.world import alone
 from tests.unit.trainer.support import (
     StopAt,
     adapter_bytes,
@@ -170,7 +171,7 @@ def test_only_the_head_publishes_and_only_once(tiny_model: Path, rows: Path, tmp
     new = claim_run(job, records, Board(None))
     assert isinstance(old, Claim)
     assert isinstance(new, Claim)
-    arguments: dict[str, Any] = {"spec_digest": "d", "snapshot": uninterrupted.snapshot, "samples": []}
+    arguments: dict[str, Any] = {"spec_digest": "d", "input_digest": "i", "snapshot": uninterrupted.snapshot, "samples": []}
     with pytest.raises(SupersededError):
         records.publish(old.attempt, **arguments)
     assert records.published() is None
@@ -292,7 +293,14 @@ def _engine(tiny_model: Path, rows: Path, **changes: Any) -> Any:
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     base.requires_grad_(False)
     precision = resolve_precision(spec.training.precision)
-    return build_engine(spec, base, make_accelerator(precision), total_steps=STEPS, pad_id=1)
+    batch = spec.training.batch_size * spec.training.gradient_accumulation_steps
+    world = alone()
+    return build_engine(spec, base, make_accelerator(precision, world), world, total_steps=STEPS, effective_batch=batch, pad_id=1)
+
+
+def _step(engine: Any, examples: list[Any], step: int) -> Any:
+    """One optimizer step that nothing disturbs."""
+    return engine.train_step(examples, step, engine.training.batch_size, lambda *_, **__: None)
 
 
 def _examples(rows: Path, tokenizer: Any) -> list[Any]:
@@ -313,7 +321,7 @@ def test_accumulation_changes_nothing(tiny_model: Path, rows: Path, tokenizer: A
     losses, weights = [], []
     for batch, accumulation in ((8, 1), (1, 8), (4, 2)):
         engine = _engine(tiny_model, rows, training__batchSize=batch, training__gradientAccumulationSteps=accumulation)
-        losses.append([engine.train_step(examples, step, lambda: None).loss for step in range(3)])
+        losses.append([_step(engine, examples, step).loss for step in range(3)])
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trainable(engine.model).values()]))
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-6, rtol=0)
     np.testing.assert_allclose(losses[2], losses[0], atol=1e-6, rtol=0)
@@ -365,7 +373,7 @@ def test_plain_peft_computes_the_trained_models_logits(tiny_model: Path, rows: P
     engine = _engine(tiny_model, rows, method__lora__rsLora=True)
     examples = _examples(rows, tokenizer)
     for step in range(3):
-        engine.train_step(examples, step, lambda: None)
+        _step(engine, examples, step)
     save_adapter(engine.model, tmp_path / "one", base_uri="s3://models/tiny")
     save_adapter(engine.model, tmp_path / "two", base_uri="s3://models/tiny")
     for name in ("adapter_config.json", "adapter_model.safetensors"):

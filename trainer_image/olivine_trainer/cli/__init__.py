@@ -17,18 +17,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return work(Path(parsed.folder))
     EARLY.install()
     # Only now: these take a second, in which a SIGTERM would be lost.
-    from olivine_trainer.cli.manifest import read_manifest, read_mounted_job  # noqa: PLC0415
+    from olivine_trainer.cli.manifest import MOUNTED, bare, read_manifest, read_mounted_job  # noqa: PLC0415
     from olivine_trainer.cli.supervisor import fail_before_start, supervise  # noqa: PLC0415
     from olivine_trainer.errors import TrainerError  # noqa: PLC0415
 
     try:
         if parsed.spec is None:
-            job = read_mounted_job()
+            job, surroundings = read_mounted_job(), MOUNTED
         else:
             job = read_manifest(Path(parsed.spec), namespace=parsed.namespace, name=parsed.name, uid=parsed.uid)
+            surroundings = bare(job)
     except TrainerError as error:
         return fail_before_start(error)
-    return supervise(job, early=EARLY)
+    return supervise(job, surroundings, early=EARLY)
 
 
 def _with_verb(arguments: list[str]) -> list[str]:

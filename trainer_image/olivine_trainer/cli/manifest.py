@@ -1,17 +1,21 @@
 """The job: from the files that the operator mounts, or from a manifest."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from olivine_api import names
+from olivine_api.base import StatusModel
 from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.reasons import Reason
-from olivine_api.status import JobIdentity
+from olivine_api.status import JobIdentity, Overrides, World
 from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.job import Job, parse_checked, spec_digest
 
 _DEFAULT_NAMESPACE = "default"
+_M = TypeVar("_M", bound=StatusModel)
 
 
 def read_mounted_job(folder: Path = Path(names.CONFIG_DIR)) -> Job:
@@ -26,6 +30,42 @@ def read_mounted_job(folder: Path = Path(names.CONFIG_DIR)) -> Job:
     except ValueError as error:
         raise ConfigurationError(Reason.INVALID_SPEC, f"the mounted job is unreadable: {error}") from None
     return Job(spec=parse_checked(spec, names.CONFIG_SPEC), identity=identity)
+
+
+def read_mounted_world(folder: Path = Path(names.CONFIG_DIR)) -> World:
+    """How many pods and processes there are; one of each where nobody says."""
+    return _read_mounted(folder / names.CONFIG_WORLD, World) or World()
+
+
+def read_mounted_overrides(folder: Path = Path(names.CONFIG_DIR)) -> Overrides | None:
+    """What the operator changed to heal the job; the kubelet refreshes it under a running pod."""
+    return _read_mounted(folder / names.CONFIG_OVERRIDES, Overrides)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What may differ each time the workers start. Both may raise ConfigurationError."""
+
+    world: Callable[[], World]
+    overrides: Callable[[], Overrides | None]
+
+
+MOUNTED = Surroundings(read_mounted_world, read_mounted_overrides)
+
+
+def bare(job: Job) -> Surroundings:
+    """Of `olivine-train --spec`: one pod's worth of processes on this machine."""
+    world = World(processes_per_pod=job.spec.pods.processes_per_pod)
+    return Surroundings(world=lambda: world, overrides=lambda: None)
+
+
+def _read_mounted(path: Path, model: type[_M]) -> _M | None:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"the mounted {path.name} is unreadable: {error}") from None
 
 
 def read_manifest(path: Path, *, namespace: str | None, name: str | None, uid: str | None) -> Job:

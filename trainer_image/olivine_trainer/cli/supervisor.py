@@ -1,47 +1,40 @@
-"""PID 1: starts the workers, passes signals on, posts the heartbeat, and says how it all ended. Imports no torch.
+"""PID 1: starts the workers, starts them again where they lost a peer, and leaves the pod's end. Imports no torch.
 
 A worker leaves its newest snapshot and its end in files, so that even one that was killed has a final word.
 """
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from olivine_api import names
-from olivine_api.exit_codes import Category, ExitCode
-from olivine_api.reasons import Reason
 from olivine_api.status import Progress, Snapshot, Stage, TerminationMessage
-from olivine_trainer.cli.cgroup import MemoryCgroup, find_memory_cgroup
+from olivine_trainer.cgroup import MemoryCgroup, find_memory_cgroup
 from olivine_trainer.cli.environment import find_scratch, worker_environment
-from olivine_trainer.cli.files import job_file
+from olivine_trainer.cli.files import job_file, sweep, write_micro_batch
+from olivine_trainer.cli.manifest import Surroundings
+from olivine_trainer.cli.placement import Placement
+from olivine_trainer.cli.restarts import Restarts
+from olivine_trainer.cli.team import Forwarder, Team
+from olivine_trainer.cli.verdict import End, decide
 from olivine_trainer.early_signals import EarlySignals
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.job import Job
 from olivine_trainer.reporting.board import WorkerFiles
-from olivine_trainer.reporting.logs import fail, set_up_logging
+from olivine_trainer.reporting.logs import fail, set_up_logging, warn
 from olivine_trainer.reporting.poster import Endpoint, Poster
 from olivine_trainer.reporting.termination import shorten, write_termination
 
-_KILLED = 1  # not 137: that would read as if the container itself had been killed
-_POLL = 0.5  # seconds
-_PROCESSES = 1  # one device in this release
 
-
-@dataclass(frozen=True)
-class End:
-    """How a run of this pod ended."""
-
-    code: int
-    message: TerminationMessage
-
-
-def supervise(job: Job, termination_log: Path = Path(names.TERMINATION_LOG), *, early: EarlySignals | None = None) -> int:
+def supervise(
+    job: Job,
+    surroundings: Surroundings,
+    termination_log: Path = Path(names.TERMINATION_LOG),
+    *,
+    early: EarlySignals | None = None,
+) -> int:
     """Train `job` in worker processes; returns the exit code and leaves the termination message.
 
     `early` has the signals that came before.
@@ -52,7 +45,9 @@ def supervise(job: Job, termination_log: Path = Path(names.TERMINATION_LOG), *, 
     folder = scratch.folder / f"run-{os.getpid()}-{int(datetime.now(UTC).timestamp() * 1000)}"
     folder.mkdir()
     try:
-        return _run_worker(job, folder, termination_log, early or EarlySignals())
+        return _Supervisor(job, surroundings, folder, early or EarlySignals()).run(termination_log)
+    except TrainerError as error:
+        return _leave(error, termination_log)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if scratch.temporary:
@@ -62,97 +57,90 @@ def supervise(job: Job, termination_log: Path = Path(names.TERMINATION_LOG), *, 
 def fail_before_start(error: TrainerError, termination_log: Path = Path(names.TERMINATION_LOG)) -> int:
     """The end of a job that could not even be read."""
     set_up_logging(None)
+    return _leave(error, termination_log)
+
+
+def _leave(error: TrainerError, termination_log: Path) -> int:
+    """The end of a pod without workers."""
     fail(error.message, category=error.category, reason=error.reason)
     message = TerminationMessage(category=error.category, reason=error.reason, message=shorten(error.message))
     write_termination(message, termination_log)
     return error.exit_code
 
 
-def _run_worker(job: Job, folder: Path, termination_log: Path, early: EarlySignals) -> int:
-    job.save(job_file(folder))
-    files = WorkerFiles(folder, rank=int(os.environ.get("RANK", "0")))
-    cgroup = find_memory_cgroup()
-    kills_before = cgroup.oom_kills() if cgroup else 0
-    terminated = _Forwarder(early)
-    poster = _poster(job, files)
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "olivine_trainer", "worker", str(folder)],
-        env=worker_environment(os.environ, folder, local_rank=0, processes=_PROCESSES),
-    )
-    terminated.attach(worker)
-    try:
-        if poster is not None:
-            poster.start()
-        code = _wait(worker)
-        end = judge(code, files, cgroup, kills_before=kills_before, asked_to_go=terminated.asked)
-        write_termination(end.message, termination_log)  # first of all: the last POST may take its time
-        return end.code
-    finally:
-        # Normally it is gone; an error of ours must not leave it behind.
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
-        if poster is not None:
-            poster.stop()
+class _Supervisor:
+    """One pod's life: one or more lives of its workers."""
 
+    def __init__(self, job: Job, surroundings: Surroundings, folder: Path, early: EarlySignals) -> None:
+        self._job = job
+        self._surroundings = surroundings
+        self._folder = folder
+        self._cgroup = find_memory_cgroup()
+        self._forwarder = Forwarder(early)
 
-def judge(code: int, files: WorkerFiles, cgroup: MemoryCgroup | None, *, kills_before: int, asked_to_go: bool) -> End:
-    """The pod's end from the worker's: its own words where it left any, else what its death tells.
-
-    `code` as subprocess has it: negative for a signal.
-    """
-    end, snapshot = files.read_end(), files.read_snapshot()
-    if end is not None and code >= 0:
-        return End(code, end)
-    step = snapshot.progress.step if snapshot is not None else None
-    if code == -signal.SIGKILL and cgroup is not None and cgroup.oom_kills() > kills_before:
-        message = (
-            f"the training process was killed for memory ({cgroup.describe()}): lower training.batchSize and raise"
-            " training.gradientAccumulationSteps by the same factor, lower data.maxLength, or raise pods.resources.limits.memory"
-        )
-        reason, exit_code = Reason.OUT_OF_MEMORY, int(ExitCode.OUT_OF_MEMORY)
-    elif code in (-signal.SIGTERM, -signal.SIGINT) and asked_to_go:
-        message, reason, exit_code = "the pod was asked to go before training began", Reason.INTERRUPTED, int(ExitCode.INTERRUPTED)
-    elif code < 0:
-        message = f"the training process was killed by {signal.Signals(-code).name}"
-        reason, exit_code = Reason.POD_FAILED, _KILLED
-    else:
-        message = f"the training process ended with exit code {code} and left no word"
-        reason, exit_code = Reason.POD_FAILED, code or _KILLED
-    fail(message, reason=reason)
-    told = TerminationMessage(category=Category.INFRASTRUCTURE, reason=reason, message=message, step=step, snapshot=snapshot)
-    return End(exit_code, told)
-
-
-class _Forwarder:
-    """SIGTERM and SIGINT go on to the worker, which saves and ends by itself."""
-
-    def __init__(self, early: EarlySignals) -> None:
-        self.asked = False
-        self._worker: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        # Read once ours stand: a signal in between reaches one or the other.
-        self.asked = self.asked or early.asked
-
-    def attach(self, worker: "subprocess.Popen[bytes]") -> None:
-        """From here on signals reach the worker; one that came before does so now."""
-        self._worker = worker
-        if self.asked:
-            worker.send_signal(signal.SIGTERM)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        first, self.asked = not self.asked, True
-        if first and self._worker is not None:
-            self._worker.send_signal(signal.SIGTERM)
-
-
-def _wait(worker: "subprocess.Popen[bytes]") -> int:
-    while True:
+    def run(self, termination_log: Path) -> int:
+        """The exit code, once the termination message is left."""
+        self._job.save(job_file(self._folder))
+        placement = self._place()
+        if placement.leads and placement.world.pods < self._job.spec.pods.count:
+            told = "fewer pods than pods.count: a new run's optimizer step has as many rows fewer"
+            warn(told, pods=placement.world.pods, podsCount=self._job.spec.pods.count)
+        poster = _poster(self._job, WorkerFiles(self._folder, 0)) if placement.leads else None
         try:
-            return worker.wait(timeout=_POLL)
-        except subprocess.TimeoutExpired:
-            continue  # a wait without a timeout would hold signals back on some platforms
+            if poster is not None:
+                poster.start()
+            end = self._live(placement)
+            write_termination(end.message, termination_log)  # first of all: the last POST may take its time
+            return end.code
+        finally:
+            if poster is not None:
+                poster.stop()
+
+    def _place(self) -> Placement:
+        return Placement.find(self._surroundings.world(), os.environ)
+
+    def _live(self, placement: Placement) -> End:
+        """Until the end of a life that is not to be repeated here."""
+        restarts = Restarts()
+        while True:
+            end = self._live_once(placement)
+            if self._forwarder.asked or not restarts.allow(end.code, self._newest_checkpoint(placement)):
+                return end
+            warn(f"{end.message.message}: the workers of this pod start again", restart=restarts.count)
+            placement = self._place()  # how many pods there are, and the micro-batch, may be others now
+
+    def _live_once(self, placement: Placement) -> End:
+        sweep(self._folder)
+        write_micro_batch(self._folder, self._surroundings.overrides())
+        team = self._start(placement)
+        self._forwarder.attach(team)
+        try:
+            deaths = team.wait()
+        finally:
+            team.kill()
+        return decide(
+            deaths,
+            {rank: WorkerFiles(self._folder, rank) for rank in placement.ranks},
+            leads=placement.leads,
+            memory=_in_words(self._cgroup),
+            asked_to_go=self._forwarder.asked,
+        )
+
+    def _start(self, placement: Placement) -> Team:
+        command = [sys.executable, "-m", "olivine_trainer", "worker", str(self._folder)]
+        port = placement.meeting_port()
+        environments = {
+            rank: worker_environment(os.environ, self._folder, placement, rank=rank, port=port) for rank in placement.ranks
+        }
+        return Team.start(dict.fromkeys(placement.ranks, command), environments, self._cgroup)
+
+    def _newest_checkpoint(self, placement: Placement) -> int | None:
+        snapshots = [WorkerFiles(self._folder, rank).read_snapshot() for rank in placement.ranks]
+        return max((one.checkpoint.step for one in snapshots if one is not None and one.checkpoint is not None), default=None)
+
+
+def _in_words(cgroup: MemoryCgroup | None) -> str:
+    return cgroup.describe() if cgroup is not None else "peak unknown"
 
 
 def _poster(job: Job, files: WorkerFiles) -> Poster | None:
@@ -162,7 +150,7 @@ def _poster(job: Job, files: WorkerFiles) -> Poster | None:
     pod = os.environ.get(names.ENV_POD_NAME, "")
 
     def newest() -> Snapshot:
-        """The worker's snapshot, its end's where it has ended; the time is PID 1's, which lives while a step is long."""
+        """Rank 0's snapshot, its end's where it has ended; the time is PID 1's, which lives while a step is long."""
         end = files.read_end()
         known = (end.snapshot if end is not None else None) or files.read_snapshot()
         known = known or Snapshot(pod=pod, progress=Progress(stage=Stage.STARTING))

@@ -24,9 +24,7 @@ def batch_rows(seed: int, step: int, batch: int, rows: int) -> list[int]:
 
 
 def rank_micro_batches(batch: list[int], *, rank: int, world: int, micro: int) -> list[list[int]]:
-    """This rank's part of a global batch, in micro-batches of `micro` rows; len(batch) must be a multiple of micro x world."""
-    if len(batch) % (micro * world):
-        raise ValueError(f"a batch of {len(batch)} rows does not divide into {world} ranks of {micro} rows")
+    """This rank's part of a global batch, in micro-batches of at most `micro` rows: as many on each rank, the last maybe empty."""
     return [batch[start + rank * micro : start + (rank + 1) * micro] for start in range(0, len(batch), micro * world)]
 
 

@@ -4,14 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from olivine_api.finetunejob import Data
 from olivine_api.reasons import Reason
 from olivine_api.status import ResolvedData
 from olivine_trainer.data.chat import ChatRenderer
-from olivine_trainer.data.rows import Row, read_rows
+from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
 from olivine_trainer.data.tokens import Fitted, completion_example, fit_examples, text_example
@@ -40,17 +39,17 @@ class Prepared:
     resolved: ResolvedData
 
 
-def load_rows(data: Data, train_file: Path, validation_file: Path | None, *, seed: int) -> LoadedRows:
+def load_rows(data: Data, train_files: RowFiles, validation_files: RowFiles | None, *, seed: int) -> LoadedRows:
     """Read and split. Needs no tokenizer, so a missing column is found before the model is loaded.
 
     Raises DataError (see rows, template, split) and ConfigurationError for a template that cannot be read.
     """
     template = RowTemplate.of(data.template)
-    train = read_rows(train_file, "data.train")
+    train = read_selected(train_files, "data.train")
     _require(template, train, "data.train")
     repeated = 0
-    if validation_file is not None:
-        validation = read_rows(validation_file, "data.validation")
+    if validation_files is not None:
+        validation = read_selected(validation_files, "data.validation")
         _require(template, validation, "data.validation")
         known = {template.identity(row) for row in train}
         repeated = sum(template.identity(row) in known for row in validation)

@@ -3,12 +3,13 @@
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from olivine_api.reasons import Reason
+from olivine_trainer.data.selection import Selection
 from olivine_trainer.errors import DataError
 from olivine_trainer.faults import is_disk_fault, is_out_of_memory
 
@@ -23,6 +24,36 @@ class Row:
 
     number: int
     fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """Files of rows by split, and which of their rows are meant; without a selection all of them."""
+
+    files: Mapping[str, tuple[Path, ...]]
+    selection: Selection | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> "RowFiles":
+        """All rows of one file."""
+        return cls(files={"train": (path,)})
+
+
+def read_selected(source: RowFiles, field: str) -> list[Row]:
+    """The rows that are meant, numbered through where a split has several files. Raises DataError: see `read_rows` and Selection."""
+    rows = {split: _read_all(paths, field) for split, paths in source.files.items()}
+    if source.selection is None:
+        return [row for split in rows.values() for row in split]
+    return source.selection.take(rows, field)
+
+
+def _read_all(paths: tuple[Path, ...], field: str) -> list[Row]:
+    if len(paths) == 1:
+        return read_rows(paths[0], field)
+    rows: list[Row] = []
+    for path in paths:
+        rows += [Row(len(rows) + number, row.fields) for number, row in enumerate(read_rows(path, field), start=1)]
+    return rows
 
 
 def read_rows(path: Path, field: str) -> list[Row]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from olivine_trainer.evaluation.loss import Tick, mean_loss
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss
 from olivine_trainer.modeling.loading import Tokenizer
+from olivine_trainer.world.world import World, alone
 
 EVAL_LOSS = "evalLoss"
 PERPLEXITY = "perplexity"
@@ -43,6 +44,8 @@ class Evaluator:
     samples: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
+    world: World = field(default_factory=alone)
+    """The ranks that share the work; each gets all results."""
 
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
@@ -54,6 +57,7 @@ class Evaluator:
                 pad_id=self.tokenizer.pad_id,
                 device=self.device,
                 tick=tick,
+                world=self.world,
             )
         found = {EVAL_LOSS: loss}
         if MetricName.PERPLEXITY in self.metrics:
@@ -78,6 +82,7 @@ class Evaluator:
                 limit=answer_limit(wanted),
                 device=self.device,
                 tick=lambda done, of: tick(of + done, 2 * of),
+                world=self.world,
             )
         if MetricName.ACCURACY in self.metrics:
             metrics[ACCURACY] = share_of_equal(wanted, answers)

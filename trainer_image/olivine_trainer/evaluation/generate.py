@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from olivine_trainer.evaluation.loss import Tick
+from olivine_trainer.evaluation.loss import Tick, dealt
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.loading import Tokenizer
+from olivine_trainer.world.world import World, alone
 
 _MARGIN = 2  # tokens beyond the longest answer: a longer answer is wrong, however it goes on
 
@@ -46,32 +47,41 @@ def greedy_answers(
     limit: int,
     device: torch.device,
     tick: Tick,
+    world: World | None = None,
 ) -> list[str]:
-    """The model's answer to each prompt as text without special tokens, in the order of `examples`."""
+    """The model's answer to each prompt as text without special tokens, in the order of `examples`; all ranks get all of them."""
+    world = world or alone()
     causal.eval()
     order = sorted(range(len(examples)), key=lambda index: (-examples[index].prompt_length, index))
     starts = range(0, len(order), batch_size)
-    answers = [""] * len(examples)
-    for done, start in enumerate(starts, start=1):
-        members = order[start : start + batch_size]
-        width = examples[members[0]].prompt_length
-        ids = torch.full((len(members), width), tokenizer.pad_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(members):
-            prompt = torch.from_numpy(examples[index].prompt_ids.astype("int64"))
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
-        settings = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=_room(causal, width, limit),
-            use_cache=True,
-            pad_token_id=tokenizer.pad_id,
-            eos_token_id=sorted(tokenizer.stop_ids),
-        )
-        with _plain(causal, settings):
-            made = causal.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-        for row, index in enumerate(members):
-            answers[index] = tokenizer.backend.decode(made[row, width:], skip_special_tokens=True)
+    mine: list[tuple[int, str]] = []
+    for done, start in dealt(starts, world):
+        if start is not None:
+            members = order[start : start + batch_size]
+            texts = _batch_answers(causal, [examples[index] for index in members], tokenizer, limit, device)
+            mine.extend(zip(members, texts, strict=True))
         tick(done, len(starts))
-    return answers
+    answers = dict(pair for part in world.gather(mine) for pair in part)
+    return [answers[index] for index in range(len(examples))]
+
+
+def _batch_answers(causal: Any, examples: Sequence[Example], tokenizer: Tokenizer, limit: int, device: torch.device) -> list[str]:
+    """Answers to one batch, whose first prompt is the longest."""
+    width = examples[0].prompt_length
+    ids = torch.full((len(examples), width), tokenizer.pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(examples):
+        prompt = torch.from_numpy(example.prompt_ids.astype("int64"))
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=_room(causal, width, limit),
+        use_cache=True,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=sorted(tokenizer.stop_ids),
+    )
+    with _plain(causal, settings):
+        made = causal.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    return [tokenizer.backend.decode(row[width:], skip_special_tokens=True) for row in made]

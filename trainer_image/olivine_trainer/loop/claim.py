@@ -1,21 +1,32 @@
 """Before anything heavy is imported: is the run over already, whose turn is it, are the sources there?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from olivine_api.status import Stage
+from olivine_api import names
+from olivine_api.status import JobIdentity, Stage
 from olivine_trainer.data.prepare import LoadedRows, load_rows
+from olivine_trainer.data.rows import RowFiles
+from olivine_trainer.data.selection import parse_selection
+from olivine_trainer.errors import TrainerError
 from olivine_trainer.job import Job
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.reporting.logs import CONTEXT, log, warn
-from olivine_trainer.storage.credentials import resolve_access
-from olivine_trainer.storage.failures import Role
-from olivine_trainer.storage.fetch import FetchedModel, fetch_model, fetch_rows_file
+from olivine_trainer.storage.cache import FileCache
+from olivine_trainer.storage.credentials import Access, resolve_access
+from olivine_trainer.storage.failures import FIELDS, Role
+from olivine_trainer.storage.fetch import FetchedModel, fetch_model, fetch_rows, parent_of_rows
 from olivine_trainer.storage.head import Attempt, take_attempt
+from olivine_trainer.storage.index import IndexEntry, point_to
 from olivine_trainer.storage.layout import run_folder
 from olivine_trainer.storage.records import Published, RunRecords
+from olivine_trainer.storage.source import Source, open_source
 from olivine_trainer.storage.store import Store
+from olivine_trainer.world.world import World, alone
+
+RowsRole = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,10 @@ class Claim:
         """The run's folder."""
         return self.records.run
 
+    def point_index(self, published: Published, identity: JobIdentity) -> None:
+        """Let equal jobs find what was published; best effort."""
+        point_index(self.records, published, identity, again=False)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -37,52 +52,119 @@ class Sources:
 
     rows: LoadedRows
     model: FetchedModel
+    commits: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of the hub's repositories, by role."""
 
 
 def open_run(job: Job, environ: Mapping[str, str]) -> RunRecords:
     """The run's folder in the job's storage."""
     identity = job.identity
     storage = Store(resolve_access(job.spec, "storage", environ))
-    return RunRecords(storage.sub(run_folder(identity.namespace, identity.name, identity.uid)))
+    run = storage.sub(run_folder(identity.namespace, identity.name, identity.uid))
+    return RunRecords(run, namespace=storage.sub(identity.namespace))
 
 
-def claim_run(job: Job, records: RunRecords, board: Board) -> Claim | Published:
-    """The next attempt, or the run's end where it has one already.
+def point_index(records: RunRecords, published: Published, identity: JobIdentity, *, again: bool) -> None:
+    """Let equal jobs find what was published; best effort, the run is over either way. `again`: see `point_to`."""
+    artifacts = published.snapshot.artifacts
+    if records.namespace is None or published.input_digest is None or not artifacts:
+        return
+    entry = IndexEntry(
+        input_digest=published.input_digest, artifact=artifacts[0], job=identity, published_at=published.published_at
+    )
+    try:
+        point_to(records.namespace, entry, again=again)
+    except TrainerError as error:
+        warn(f"the index of artifacts does not know this one: {error.message}")
+
+
+def claim_run(job: Job, records: RunRecords, board: Board, world: World | None = None) -> Claim | Published:
+    """The next attempt, or the run's end where it has one already; rank 0 looks and decides, for all ranks of `world`.
 
     Raises the user's error for a wrong bucket, denied access, or a store without conditional writes.
     """
-    published = records.published()
-    if published is not None:
-        return published
-    attempt = take_attempt(records.run)
-    records.run.grant()
-    CONTEXT.fields["attempt"] = attempt.number
-    board.update(attempt=attempt.number, storage_uri=records.run.uri)
-    records.record_spec(job.spec, job.spec_digest)
+    world = world or alone()
+
+    def decide() -> dict[str, Any]:
+        published = records.published()
+        if published is not None:
+            point_index(records, published, job.identity, again=True)  # whoever published may have died before
+            return {"published": published.to_json_dict()}
+        attempt = take_attempt(records.run)
+        _enter(attempt, records, board)
+        records.record_spec(job.spec, job.spec_digest)
+        return {"attempt": attempt.number, "fence": attempt.fence}
+
+    decided = world.from_leader(decide)
+    if "published" in decided:
+        return Published.model_validate(decided["published"])
+    attempt = Attempt(number=decided["attempt"], fence=decided["fence"])
+    if not world.leads:
+        _enter(attempt, records, board)
     log(f"attempt {attempt.number} of {records.run.uri}")
     return Claim(records=records, attempt=attempt)
 
 
-def fetch_sources(job: Job, environ: Mapping[str, str], scratch: Path, board: Board) -> Sources:
-    """Rows first, then the model: a missing column is told before gigabytes are moved."""
+def _enter(attempt: Attempt, records: RunRecords, board: Board) -> None:
+    """From here on this process works for `attempt`."""
+    records.run.grant()
+    CONTEXT.fields["attempt"] = attempt.number
+    board.update(attempt=attempt.number, storage_uri=records.run.uri)
+
+
+def fetch_sources(
+    job: Job, environ: Mapping[str, str], scratch: Path, board: Board, commits: Mapping[str, str] | None = None
+) -> Sources:
+    """Rows first, then the model: a missing column is told before gigabytes are moved.
+
+    `commits`: of the hub's repositories, by role, as the run's first attempt found them.
+    """
     spec = job.spec
-    train = _rows_file(job, "train", environ, scratch)
-    validation = _rows_file(job, "validation", environ, scratch) if spec.data.validation is not None else None
+    fetcher = _Fetcher(job, environ, scratch, dict(commits or {}))
+    train = fetcher.rows("train")
+    validation = fetcher.rows("validation") if spec.data.validation is not None else None
     rows = load_rows(spec.data, train, validation, seed=spec.training.seed)
     if rows.repeated:
         warn(f"{rows.repeated} validation rows are among the training rows too: what is measured on them is too good")
     if not rows.split.validation:
         warn("there are no validation rows (data.validation or data.validationFraction): only the training loss is reported")
     board.progress(stage=Stage.LOADING_MODEL)
-    model = fetch_model(Store(resolve_access(spec, "model", environ)), scratch / "model")
+    model = fetcher.model()
     log("sources are here", rows=len(rows.split.train), validationRows=len(rows.split.validation), modelBytes=model.bytes)
-    return Sources(rows=rows, model=model)
+    return Sources(rows=rows, model=model, commits=fetcher.commits)
 
 
-def _rows_file(job: Job, role: Role, environ: Mapping[str, str], scratch: Path) -> Path:
-    """The file of rows of a role; its folder is the store, so that a missing file can be told from its neighbours."""
-    access = resolve_access(job.spec, role, environ)
-    scheme, _, path = access.uri.partition("://")
-    folder, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
-    store = Store(access.at(f"{scheme}://{folder}"))
-    return fetch_rows_file(store, name, scratch / "data" / role)
+class _Fetcher:
+    """Fetches one role after the other into the same cache, and notes the commits."""
+
+    def __init__(self, job: Job, environ: Mapping[str, str], scratch: Path, commits: dict[str, str]) -> None:
+        self._job = job
+        self._environ = environ
+        self._scratch = scratch
+        self.commits = commits
+        own = FileCache(scratch / "sources")
+        shared = job.spec.model.cache is not None
+        self._cache = FileCache(Path(names.MODEL_CACHE_DIR) / "olivine", fallback=own) if shared else own
+
+    def model(self) -> FetchedModel:
+        """The base model's folder."""
+        spec = self._job.spec.model
+        source = self._open("model", resolve_access(self._job.spec, "model", self._environ), revision=spec.revision)
+        return fetch_model(source, self._cache, allowed_licenses=spec.allowed_licenses, with_code=spec.trust_remote_code)
+
+    def rows(self, role: RowsRole) -> RowFiles:
+        """The files of rows of a role; a file's folder is the source, so that a missing file can be told from its neighbours."""
+        spec, place = self._job.spec, FIELDS[role]
+        wanted = spec.data.train if role == "train" else spec.data.validation
+        selection = parse_selection(wanted.split, place) if wanted is not None and wanted.split is not None else None
+        access = resolve_access(spec, role, self._environ)
+        folder, name = parent_of_rows(access.uri)
+        source = self._open(role, access.at(folder))
+        fetched = fetch_rows(source, name, selection.splits if selection is not None else None, self._cache)
+        return RowFiles(files=fetched.files, selection=selection)
+
+    def _open(self, role: Role, access: Access, *, revision: str | None = None) -> Source:
+        source = open_source(access, self._cache, self._scratch, self._environ, revision=revision, commit=self.commits.get(role))
+        if source.revision is not None:
+            self.commits[role] = source.revision
+        return source

@@ -14,11 +14,13 @@ from peft import PeftModel
 from olivine_api.finetunejob import FineTuneJobSpec, Lora, Training
 from olivine_trainer.data.batches import batch_rows, rank_micro_batches
 from olivine_trainer.errors import NonFiniteLossError
+from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
 from olivine_trainer.methods.lora import add_lora, trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
 from olivine_trainer.modeling.precision import ResolvedPrecision
+from olivine_trainer.world.world import World
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class StepResult:
 class Engine:
     """Everything that an optimizer step moves."""
 
+    world: World
     accelerator: Accelerator
     model: PeftModel
     loss: SummedLoss
@@ -55,31 +58,23 @@ class Engine:
         """The mixed precision that training computes in."""
         return self.accelerator.autocast()
 
-    def train_step(self, examples: Sequence[Example], step: int, check: Callable[[], None]) -> StepResult:
-        """Optimizer step `step` (from 0). `check` is called before each micro-batch and may raise: the step then never was.
+    def train_step(self, examples: Sequence[Example], step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
+        """Optimizer step `step` (from 0), in micro-batches of at most `micro` rows a rank.
 
+        `go_on` (Agreement) is called before each micro-batch and after the last; where it raises, the step never was.
         The loss is the mean over all learned tokens of the global batch, however it is divided into ranks and micro-batches:
-        each of them contributes its sum x world / all tokens (ranks' gradients are averaged).
+        each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
         rows = batch_rows(self.training.seed, step, self.effective_batch, len(examples))
-        world = self.accelerator.num_processes
         learned = sum(examples[row].learned_tokens for row in rows)
-        micro_batches = rank_micro_batches(rows, rank=self.accelerator.process_index, world=world, micro=self.training.batch_size)
+        micro_batches = rank_micro_batches(rows, rank=self.world.rank, world=self.world.size, micro=micro)
         self.loss.train()
-        total = torch.zeros((), device=self.accelerator.device)
-        for number, members in enumerate(micro_batches, start=1):
-            try:
-                check()
-            except BaseException:
-                self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
-                raise
-            batch = collate([examples[row] for row in members], self.pad_id, self.accelerator.device)
-            last = number == len(micro_batches)
-            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                nll = self.prepared(batch.ids, batch.mask, batch.positions, batch.labels)
-                self.accelerator.backward(nll * (world / max(learned, 1)))
-            total += nll.detach()
-        loss = self._global_mean(total, learned)
+        try:
+            total = self._accumulate([[examples[row] for row in members] for members in micro_batches], learned, go_on)
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
+            raise
+        loss = self.world.sums([float(total)])[0] / max(learned, 1)
         if not math.isfinite(loss):
             raise NonFiniteLossError(step + 1, "the loss", self.schedule.learning_rate)
         return StepResult(
@@ -89,14 +84,31 @@ class Engine:
             learned_tokens=learned,
         )
 
-    def _global_mean(self, total: torch.Tensor, learned: int) -> float:
-        if self.accelerator.num_processes > 1:
-            total = self.accelerator.reduce(total, reduction="sum")  # pyright: ignore[reportAssignmentType]
-        return float(total) / max(learned, 1)
+    def _accumulate(self, micro_batches: Sequence[Sequence[Example]], learned: int, go_on: Callable[..., None]) -> torch.Tensor:
+        """This rank's gradients; returns its summed loss. Memory that runs out is told to all ranks at the next `go_on`."""
+        total = torch.zeros((), device=self.accelerator.device)
+        exhausted: str | None = None
+        for members in micro_batches:
+            go_on(exhausted)
+            if not members:
+                continue  # rows that do not divide evenly: this rank has none left
+            try:
+                batch = collate(members, self.pad_id, self.accelerator.device)
+                nll = self.prepared(batch.ids, batch.mask, batch.positions, batch.labels)
+                self.accelerator.backward(nll * (1 / max(learned, 1)))
+                total += nll.detach()
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                exhausted = first_line(error)  # not the error itself: its frames hold the tensors
+        go_on(exhausted, step_done=True)
+        return total
 
     def _move(self, step: int) -> float:
-        """Clip, step, schedule; the gradient's norm before clipping."""
-        norm = float(self.accelerator.clip_grad_norm_(list(trainable(self.model).values()), self.training.max_grad_norm) or 0.0)
+        """Sum over the ranks, clip, step, schedule; the gradient's norm before clipping."""
+        parameters = list(trainable(self.model).values())
+        self.world.sum_tensors(self._gradients(parameters))
+        norm = float(self.accelerator.clip_grad_norm_(parameters, self.training.max_grad_norm) or 0.0)
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and lowers its scale
         if not math.isfinite(norm) and not scaled:
             raise NonFiniteLossError(step + 1, "the gradient", self.schedule.learning_rate)
@@ -106,18 +118,35 @@ class Engine:
             self.schedule.step()
         return norm
 
+    def _gradients(self, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+        if self.world.size == 1:
+            return []
+        for parameter in parameters:
+            if parameter.grad is None:  # a rank without rows, or an unused expert: the others' sum is its gradient too
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-def make_accelerator(precision: ResolvedPrecision) -> Accelerator:
-    """accelerate in this process; asserts that it found the world that the supervisor started."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    with _alone() if world == 1 else nullcontext():
+
+def make_accelerator(precision: ResolvedPrecision, world: World) -> Accelerator:
+    """accelerate in this process, over the process group where there is one; asserts that it found all ranks."""
+    with _alone() if world.size == 1 else nullcontext():
         accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
-    if accelerator.num_processes != world:
-        raise RuntimeError(f"accelerate found {accelerator.num_processes} processes, the supervisor started {world}")
+    if (accelerator.num_processes, accelerator.process_index) != (world.size, world.rank):
+        found = f"rank {accelerator.process_index} of {accelerator.num_processes}"
+        raise RuntimeError(f"accelerate found {found}, the supervisor started rank {world.rank} of {world.size}")
     return accelerator
 
 
-def build_engine(spec: FineTuneJobSpec, base: Any, accelerator: Accelerator, *, total_steps: int, pad_id: int) -> Engine:
+def build_engine(
+    spec: FineTuneJobSpec,
+    base: Any,
+    accelerator: Accelerator,
+    world: World,
+    *,
+    total_steps: int,
+    effective_batch: int,
+    pad_id: int,
+) -> Engine:
     """Adapter, optimizer and schedule around a loaded base model. Raises ConfigurationError for targets and schedule parameters."""
     training = spec.training
     base.to(accelerator.device)
@@ -128,8 +157,11 @@ def build_engine(spec: FineTuneJobSpec, base: Any, accelerator: Accelerator, *, 
     optimizer = make_optimizer(model, training)
     schedule = Schedule(training, optimizer, total_steps)
     loss = SummedLoss(model, model.get_base_model(), split_head=split_head)
-    prepared, wrapped = accelerator.prepare(loss, optimizer)
+    # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
+    prepared = accelerator.prepare_model(loss, evaluation_mode=True)
+    wrapped = accelerator.prepare_optimizer(optimizer)
     return Engine(
+        world=world,
         accelerator=accelerator,
         model=model,
         loss=loss,
@@ -137,7 +169,7 @@ def build_engine(spec: FineTuneJobSpec, base: Any, accelerator: Accelerator, *, 
         optimizer=wrapped,
         schedule=schedule,
         training=training,
-        effective_batch=training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes,
+        effective_batch=effective_batch,
         pad_id=pad_id,
     )
 

@@ -4,10 +4,10 @@ import shutil
 from itertools import zip_longest
 from pathlib import Path
 
-from olivine_api.status import Artifact, Stage
+from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
-from olivine_trainer.job import Job
+from olivine_trainer.job import Job, input_digest
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
 from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
@@ -30,7 +30,6 @@ def publish(
 ) -> Published:
     """Write the adapter and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
     board = tracker.board
-    board.progress(stage=Stage.PUBLISHING)
     artifact = _upload_adapter(job, claim, engine, scratch)
     keep = job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
@@ -45,9 +44,11 @@ def publish(
     published = claim.records.publish(
         claim.attempt,
         spec_digest=job.spec_digest,
+        input_digest=input_digest(job.spec, board.snapshot.resolved),
         snapshot=board.snapshot,
         samples=_samples(evaluator, baseline, tuned),
     )
+    claim.point_index(published, job.identity)
     log("published", artifact=artifact.uri, bytes=artifact.bytes, **published.snapshot.metrics)
     try:
         prune_checkpoints(claim.run, claim.attempt, keep)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from olivine_api.base import StatusModel
 from olivine_api.status import Best, CurvePoint, MetricMap
@@ -32,6 +33,8 @@ class Progressed(StatusModel):
     window_loss: float = 0.0
     """Sum of the steps' losses since the last log line."""
     window_steps: int = 0
+    effective_batch: int | None = None
+    """Rows of an optimizer step; a resume by another number of processes keeps it."""
     metrics: MetricMap = {}
     best: Best | None = None
     curve: list[CurvePoint] = []
@@ -42,6 +45,23 @@ class RandomState:
     """The generators of this process, as tensors."""
 
     tensors: dict[str, torch.Tensor]
+
+    def render(self) -> bytes:
+        """As a safetensors file."""
+        return save(self.tensors)
+
+
+def seed_random(seed: int) -> None:
+    """Start python's, numpy's and torch's generators from a number."""
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
+def seed_rank(seed: int, rank: int, *, step: int = 0) -> None:
+    """Ranks draw different dropout masks; rank 0 of a new run goes on from where the adapter's initialisation left it."""
+    if rank or step:
+        seed_random(seed + 1_000_003 * rank + 7919 * step)
 
 
 def capture_random() -> RandomState:
@@ -80,30 +100,45 @@ def restore_random(state: RandomState) -> None:
             torch.cuda.set_rng_state(own, index)
 
 
-def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: RandomState, *, rank: int = 0) -> None:
-    """Write the state between two steps into an empty folder."""
+def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes]) -> None:
+    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState."""
     folder.mkdir(parents=True)
     save_weights(engine.model, folder / _ADAPTER)
     save_file(_optimizer_tensors(engine), folder / _OPTIMIZER)
-    save_file(randomness.tensors, folder / _random_file(rank))
+    for rank, rendered in enumerate(randomness):
+        (folder / _random_file(rank)).write_bytes(rendered)
     scaler = engine.accelerator.scaler
     state = {
-        "progressed": progressed.to_json_dict(),
+        "progressed": progressed.model_copy(update={"effective_batch": engine.effective_batch}).to_json_dict(),
+        "worldSize": len(randomness),
         "schedule": engine.schedule.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
     (folder / _STATE).write_text(json.dumps(state))
 
 
-def load_state(folder: Path, engine: Engine, *, rank: int = 0) -> Progressed:
-    """Put a saved state back, the random generators last."""
+def saved_effective_batch(folder: Path) -> int | None:
+    """Rows of an optimizer step in a saved state."""
+    return _progressed(json.loads((folder / _STATE).read_text())).effective_batch
+
+
+def load_state(folder: Path, engine: Engine) -> Progressed:
+    """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
     load_weights(engine.model, folder / _ADAPTER)
     _restore_optimizer(engine, load_file(folder / _OPTIMIZER))
     state = json.loads((folder / _STATE).read_text())
     engine.schedule.restore(state["schedule"])
     if engine.accelerator.scaler is not None and state["scaler"] is not None:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
-    restore_random(RandomState(load_file(folder / _random_file(rank))))
+    progressed = _progressed(state)
+    if state.get("worldSize", 1) == engine.world.size:
+        restore_random(RandomState(load_file(folder / _random_file(engine.world.rank))))
+    else:
+        seed_rank(engine.training.seed, engine.world.rank, step=progressed.step)
+    return progressed
+
+
+def _progressed(state: dict[str, Any]) -> Progressed:
     return Progressed.model_validate(state["progressed"])
 
 

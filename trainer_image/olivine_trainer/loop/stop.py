@@ -28,6 +28,10 @@ class StopFlag:
         self._at_once = False
         self.check()
 
+    def ignore(self) -> None:
+        """From here on a request changes nothing: the process ends anyway."""
+        self._at_once = False
+
     def check(self) -> None:
         """Raise InterruptedRunError where the pod is to go."""
         if self.requested:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from olivine_api.finetunejob import FineTuneJobSpec
+from olivine_trainer.cgroup import find_memory_cgroup
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import StepResult
 from olivine_trainer.loop.state import Progressed
@@ -35,6 +36,8 @@ class Tracker:
     rows: int
     effective_batch: int
     tensorboard: TensorBoard | None
+    leads: bool = True
+    """Only rank 0 writes and tells; the others know the same."""
     lost_steps: int = 0
     clock: Callable[[], float] = time.monotonic
     speed: Speed = field(default_factory=Speed)
@@ -72,6 +75,8 @@ class Tracker:
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """After an evaluation in the middle of training."""
+        if not self.leads:
+            return
         log("evaluated", **metrics)
         self.metrics.add(step=step, **metrics)
         if self.tensorboard is not None:
@@ -80,6 +85,8 @@ class Tracker:
     def note_progress(self, step: int, *, force: bool) -> None:
         """Leave in storage how far the attempt is, so that the next one can tell how much was lost."""
         now = self.clock()
+        if not self.leads:
+            return
         if force or now - self._noted >= _PROGRESS_INTERVAL:
             self._noted = now
             progress = AttemptProgress(step=step, lost_steps=self.lost_steps)
@@ -88,6 +95,8 @@ class Tracker:
 
     def flush(self) -> None:
         """Upload what has gathered."""
+        if not self.leads:
+            return
         self.metrics.flush()
         self.events.flush()
         if self.tensorboard is not None:
@@ -100,7 +109,11 @@ class Tracker:
         self.board.point(done.step, train_loss=loss)
         metrics = {**done.metrics, "trainLoss": loss}
         self.board.update(metrics=metrics, peak_memory_bytes=peak_memory_bytes())
-        values = {"loss": loss, "learningRate": learning_rate, "gradNorm": result.grad_norm}
+        if self.leads:
+            self._tell(done, {"loss": loss, "learningRate": learning_rate, "gradNorm": result.grad_norm})
+        return done.model_copy(update={"metrics": metrics, "window_loss": 0.0, "window_steps": 0})
+
+    def _tell(self, done: Progressed, values: dict[str, float]) -> None:
         log(
             f"step {done.step}/{self.total_steps}",
             **values,
@@ -110,7 +123,6 @@ class Tracker:
         self.metrics.add(step=done.step, trainedTokens=done.trained_tokens, **values)
         if self.tensorboard is not None:
             self.tensorboard.add(done.step, {f"train/{name}": value for name, value in values.items()})
-        return done.model_copy(update={"metrics": metrics, "window_loss": 0.0, "window_steps": 0})
 
 
 def peak_memory_bytes() -> int:
@@ -118,6 +130,15 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def memory_in_words() -> str:
+    """Peak and limit of the memory that training uses, for a sentence."""
+    if torch.cuda.is_available():
+        limit = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return f"peak {peak_memory_bytes() >> 20} MiB, the device has {limit >> 20} MiB"
+    cgroup = find_memory_cgroup()
+    return cgroup.describe() if cgroup is not None else f"peak {peak_memory_bytes() >> 20} MiB"
 
 
 def tensorboard_for(spec: FineTuneJobSpec, scratch: Path) -> TensorBoard | None:

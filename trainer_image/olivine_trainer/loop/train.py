@@ -1,151 +1,138 @@
 """The verb `train`, top to bottom.
 
-LoRA by peft on one process a device; the loss is weighted by tokens, whatever the accumulation; the base model is measured first
+LoRA by peft on one process a device, any number of them; the loss is weighted by tokens, whatever the accumulation; the base model is measured first
 and by the same code as the tuned one; checkpoints are exact; the adapter is published once.
 
 Raises TrainerErrors: ModelError, DataError and ConfigurationError before the first step, NonFiniteLossError in it,
-InterruptedRunError once a checkpoint is saved, SupersededError where a newer attempt owns the run, StorageUnavailableError.
+InterruptedRunError once a checkpoint is saved, SupersededError where a newer attempt owns the run, StorageUnavailableError,
+PeerLostError where another rank is gone, OutOfMemoryError where one row at a time is too much.
 """
 
-import random
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-
-from olivine_api.reasons import Reason
-from olivine_api.status import Resolved, ResolvedModel, Stage
-from olivine_trainer.data.batches import total_steps
-from olivine_trainer.data.prepare import Prepared, prepare_examples
-from olivine_trainer.errors import ConfigurationError, InterruptedRunError, ModelError
-from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated, Evaluator, metrics_of
+from olivine_api.status import CheckpointStatus, Stage
+from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
+from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated
 from olivine_trainer.evaluation.loss import Tick
 from olivine_trainer.job import Job
+from olivine_trainer.loop.agreement import MemoryExhaustedError
 from olivine_trainer.loop.claim import Claim, Sources
-from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
+from olivine_trainer.loop.engine import StepResult
+from olivine_trainer.loop.micro import free_caches
 from olivine_trainer.loop.publish import publish
-from olivine_trainer.loop.state import Progressed, RandomState, capture_random, load_state, save_state
+from olivine_trainer.loop.run import Run, set_up
+from olivine_trainer.loop.state import (
+    Progressed,
+    RandomState,
+    capture_random,
+    load_state,
+    restore_random,
+    save_state,
+    saved_effective_batch,
+)
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tolerance import tolerated
-from olivine_trainer.loop.tracker import Tracker, tensorboard_for
-from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
-from olivine_trainer.modeling.precision import resolve_precision
+from olivine_trainer.loop.tracker import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
 from olivine_trainer.reporting.logs import log, warn
-from olivine_trainer.storage.checkpoints import prune_checkpoints, restore_newest, save_checkpoint
+from olivine_trainer.storage.checkpoints import Restored, prune_checkpoints, restore_newest, save_checkpoint
+from olivine_trainer.storage.layout import CHECKPOINTS
+from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
 from olivine_trainer.storage.records import Baseline, Published
+from olivine_trainer.world.world import World, alone
 
 
-@dataclass(frozen=True)
-class Run:
-    """One attempt, set up: what every stage below works with."""
+def train(
+    job: Job,
+    claim: Claim,
+    sources: Sources,
+    *,
+    board: Board,
+    stop: StopFlag,
+    scratch: Path,
+    world: World | None = None,
+    micro_batch: int | None = None,
+) -> Published:
+    """Train the job to its end and publish it; see the module for what is raised.
 
-    job: Job
-    claim: Claim
-    board: Board
-    stop: StopFlag
-    scratch: Path
-    data: Prepared
-    engine: Engine
-    evaluator: Evaluator
-    tracker: Tracker
-
-
-def train(job: Job, claim: Claim, sources: Sources, *, board: Board, stop: StopFlag, scratch: Path) -> Published:
-    """Train the job to its end and publish it; see the module for what is raised."""
+    `micro_batch`: at most so many rows at once; the effective batch stays the specification's.
+    """
+    world = world or alone()
     claim.run.hurry_when(lambda: stop.requested)
-    claim.records.record_sources(claim.attempt, data=sources.rows.digest, model=sources.model.digest)
-    run = _set_up(job, claim, sources, board=board, stop=stop, scratch=scratch)
-    done = _resume(run)
+    digests = {"data": sources.rows.digest, "model": sources.model.digest}
+    world.from_leader(lambda: claim.records.record_sources(claim.attempt, **digests, commits=sources.commits))
+    restored = _restore(job, claim, scratch, world)
+    run = set_up(
+        job,
+        claim,
+        sources,
+        board=board,
+        stop=stop,
+        scratch=scratch,
+        world=world,
+        micro_batch=micro_batch,
+        effective_batch=saved_effective_batch(restored.folder) if restored.folder is not None else None,
+    )
+    done = _resume(run, restored)
     stop.defer()
     try:
         baseline = _measure_base(run)
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
+        world.leave()  # all ranks are here: nobody is to be missed
         with tolerated("the last metrics are not in storage"):  # this end must stay an interruption
             run.tracker.flush()
         raise
+    # From here on rank 0 needs nobody; the others wait for its word.
+    run.board.progress(stage=Stage.PUBLISHING)
+    published = world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    return Published.model_validate(published)
+
+
+def _publish(run: Run, baseline: Baseline, tuned: Evaluated) -> Published:
     return publish(
-        job=job,
-        claim=claim,
+        job=run.job,
+        claim=run.claim,
         engine=run.engine,
         evaluator=run.evaluator,
         tracker=run.tracker,
         baseline=baseline,
         tuned=tuned,
-        scratch=scratch,
+        scratch=run.scratch,
     )
 
 
-def _set_up(job: Job, claim: Claim, sources: Sources, *, board: Board, stop: StopFlag, scratch: Path) -> Run:
-    spec, uri = job.spec, job.spec.model.uri
-    _make_deterministic(spec.training.seed)
-    precision = resolve_precision(spec.training.precision)
-    accelerator = make_accelerator(precision)
-    tokenizer = load_tokenizer(sources.model.folder, uri)
-    base = load_model(sources.model.folder, uri, precision.base_dtype)
-    stop.check()
-    tokenizer = fitted_to(base, tokenizer)
-    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
-    _check_positions(data, base.config, spec.data.max_length)
-    _check_tokens(data, embeddings(base), uri)
-    parameters = base.num_parameters()
-    steps = total_steps(
-        spec.training.max_steps,
-        spec.training.epochs,
-        rows=len(data.train),
-        batch=spec.training.batch_size * spec.training.gradient_accumulation_steps * accelerator.num_processes,
-    )
-    engine = build_engine(spec, base, accelerator, total_steps=steps, pad_id=tokenizer.pad_id)
-    stop.check()
-    resolved = Resolved(
-        model=ResolvedModel(uri=uri, digest=sources.model.digest, parameters=parameters),
-        data=data.resolved,
-        effective_batch_size=engine.effective_batch,
-        precision=precision.name.value,
-        world_size=accelerator.num_processes,
-        trainable_parameters=sum(parameter.numel() for parameter in engine.model.parameters() if parameter.requires_grad),
-    )
-    board.update(resolved=resolved)
-    if data.resolved.dropped or data.resolved.truncated:
-        warn("rows were longer than data.maxLength", dropped=data.resolved.dropped, truncated=data.resolved.truncated)
-    log(
-        "the model is loaded",
-        parameters=parameters,
-        trainable=resolved.trainable_parameters,
-        precision=resolved.precision,
-        headOnLearnedPositionsOnly=engine.loss.split_head,
-    )
-    evaluator = Evaluator(
-        loss=engine.loss,
-        causal=engine.causal,
-        tokenizer=tokenizer,
-        examples=data.validation,
-        batch_size=spec.training.eval_batch_size,
-        metrics=metrics_of(spec),
-        samples=spec.evaluation.samples,
-        device=accelerator.device,
-        autocast=engine.autocast,
-    )
-    tracker = Tracker(
-        spec=spec,
-        claim=claim,
-        board=board,
-        total_steps=steps,
-        rows=len(data.train),
-        effective_batch=engine.effective_batch,
-        tensorboard=tensorboard_for(spec, scratch),
-    )
-    return Run(job, claim, board, stop, scratch, data, engine, evaluator, tracker)
+def _restore(job: Job, claim: Claim, scratch: Path, world: World) -> Restored:
+    """The newest checkpoint that verifies, on this machine: rank 0 chooses, every rank fetches and verifies that one."""
+    folder = scratch / "restored"
+    found: Restored | None = None
+
+    def choose() -> dict[str, Any] | None:
+        nonlocal found
+        found = restore_newest(claim.run, folder, spec_digest=job.spec_digest)
+        return found.status.to_json_dict() if found.status is not None else None
+
+    chosen = world.from_leader(choose)
+    if found is not None:
+        return found
+    if chosen is None:
+        return Restored(folder=None, status=None, skipped=())
+    status = CheckpointStatus.model_validate(chosen)
+    name = status.uri.rpartition("/")[2]
+    try:
+        download_verified(claim.run, f"{CHECKPOINTS}/{name}", folder / name)
+    except DamagedFolderError as error:
+        raise StorageUnavailableError(f"{status.uri} verified for rank 0, but not here: {error}") from None
+    return Restored(folder=folder / name, status=status, skipped=())
 
 
-def _resume(run: Run) -> Progressed:
-    """Load the newest checkpoint that verifies, and count what the attempts before had trained beyond it."""
-    restored = restore_newest(run.claim.run, run.scratch / "restored", spec_digest=run.job.spec_digest)
+def _resume(run: Run, restored: Restored) -> Progressed:
+    """Load the checkpoint, and count what the attempts before had trained beyond it."""
     for skipped in restored.skipped:
         warn(f"checkpoint {skipped.name} is skipped: {skipped.why}")
         run.tracker.events.add(event="CheckpointSkipped", checkpoint=str(skipped.name), why=skipped.why)
@@ -156,25 +143,35 @@ def _resume(run: Run) -> Progressed:
         run.board.restore_curve(done.curve)
         run.board.update(checkpoint=restored.status, resumed_from_step=done.step, metrics=done.metrics, best=done.best)
         log(f"resumed from {restored.status.uri}", resumedFromStep=done.step)
-    before = run.claim.records.progress_before(run.claim.attempt.number)
-    if before is not None:
-        run.tracker.lost_steps = before.lost_steps + max(0, before.step - done.step)
-        run.board.update(lost_steps=run.tracker.lost_steps)
+    run.tracker.lost_steps = run.world.from_leader(lambda: _lost_steps(run, done))
+    run.board.update(lost_steps=run.tracker.lost_steps)
     run.tracker.events.add(event="AttemptStarted", step=done.step, lostSteps=run.tracker.lost_steps)
     run.tracker.note_progress(done.step, force=True)
     run.tracker.show(done)
     return done
 
 
+def _lost_steps(run: Run, done: Progressed) -> int:
+    before = run.claim.records.progress_before(run.claim.attempt.number)
+    return before.lost_steps + max(0, before.step - done.step) if before is not None else 0
+
+
 def _measure_base(run: Run) -> Baseline:
     """The base model's scores: measured by the first attempt that gets so far, read by the others."""
-    baseline = run.claim.records.baseline()
+
+    def read() -> dict[str, Any] | None:
+        known = run.claim.records.baseline()
+        return known.to_json_dict() if known is not None else None
+
+    known = run.world.from_leader(read)
+    baseline = Baseline.model_validate(known) if known is not None else None
     if baseline is None:
         run.board.progress(stage=Stage.EVALUATING_BASE)
         with run.engine.model.disable_adapter():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
-        run.claim.records.record_baseline(baseline)
+        if run.world.leads:
+            run.claim.records.record_baseline(baseline)
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
     return baseline
@@ -195,7 +192,7 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             if done.step == tracker.total_steps:
                 return done
             start = time.monotonic()
-            result = engine.train_step(run.data.train, done.step, run.stop.check)
+            result = _step(run, done.step, randomness)
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
                 engine.schedule.observe(result.loss)
             randomness = capture_random()
@@ -205,10 +202,25 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
         # A step that was begun has moved the generators: what is saved is the moment before it.
         if done.step > saved:
             _save(run, done, randomness)
+        run.world.leave()
         message = (
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
         raise InterruptedRunError(message, step=done.step) from None
+
+
+def _step(run: Run, step: int, randomness: RandomState) -> StepResult:
+    """One optimizer step; where memory runs out it is repeated from its start, on all ranks, with half the rows at a time."""
+    while True:
+        try:
+            return run.engine.train_step(run.data.train, step, run.micro.rows, run.agreement.go_on)
+        except MemoryExhaustedError as error:
+            why = str(error)
+        run.micro.halve(why, step=step, memory=memory_in_words())
+        free_caches()
+        restore_random(randomness)
+        run.tracker.events.add(event="MicroBatchHalved", step=step, microBatch=run.micro.rows, why=why)
+        warn(f"{why}: step {step + 1} is repeated in smaller micro-batches, the effective batch stays", microBatch=run.micro.rows)
 
 
 def _evaluate_between(run: Run, done: Progressed) -> Progressed:
@@ -242,7 +254,14 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
 
 
 def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
-    """A checkpoint of the moment after step `done.step`; what gathered for the attempt's folder goes along."""
+    """A checkpoint of the moment after step `done.step`, written by rank 0; the others' random numbers go along."""
+    rendered = run.world.gather_bytes(randomness.render())
+    status = CheckpointStatus.model_validate(run.world.from_leader(lambda: _write(run, done, rendered).to_json_dict()))
+    run.board.update(checkpoint=status)
+
+
+def _write(run: Run, done: Progressed, randomness: Sequence[bytes]) -> CheckpointStatus:
+    """Upload a checkpoint; what gathered for the attempt's folder goes along."""
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
@@ -258,40 +277,12 @@ def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
     with tolerated("old checkpoints are left behind"):
         prune_checkpoints(run.claim.run, run.claim.attempt, run.job.spec.checkpoint.keep)
     log("checkpoint saved", uri=status.uri, seconds=round(time.monotonic() - start, 2))
+    return status
 
 
 def _ticker(run: Run) -> Tick:
     def tick(done: int, of: int) -> None:
         run.board.progress(stage_percent=100 * done // of)
-        run.stop.check()
+        run.agreement.check()
 
     return tick
-
-
-def _check_positions(data: Prepared, config: object, max_length: int) -> None:
-    limit = getattr(config, "max_position_embeddings", None)
-    longest = max(len(example.ids) for example in (*data.train, *data.validation))
-    if isinstance(limit, int) and longest > limit:
-        raise ConfigurationError(
-            Reason.ROW_TOO_LONG,
-            f"data.maxLength {max_length} lets rows of {longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
-        )
-
-
-def _check_tokens(data: Prepared, known: int, uri: str) -> None:
-    largest = max(int(example.ids.max()) for example in (*data.train, *data.validation))
-    if largest >= known:
-        raise ModelError(
-            Reason.MODEL_UNSUPPORTED,
-            f"the tokenizer of model.uri {uri} makes token {largest}, but the model knows {known} tokens (0 to {known - 1}):"
-            " resize the model's embeddings to the tokenizer, or take the tokenizer that belongs to it",
-        )
-
-
-def _make_deterministic(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # It would fill every fresh tensor with NaN: a cost without a gain here.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,5 +1,6 @@
 """Loading a base model and its tokenizer from a folder in Hugging Face layout."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavailableError
-from olivine_trainer.faults import is_disk_fault, is_out_of_memory
+from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
+from olivine_trainer.modeling.overheard import complaint, overheard
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,15 @@ class Tokenizer:
         return int(self.backend.pad_token_id)
 
 
-def load_tokenizer(folder: Path, uri: str) -> Tokenizer:
+def load_tokenizer(folder: Path, uri: str, *, trust_remote_code: bool = False) -> Tokenizer:
     """Raises ModelError where the folder has no usable tokenizer, or one without a stop token."""
     try:
-        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         _raise_platform_fault(error, uri)
+        _raise_own_code(folder, uri, trusted=trust_remote_code)
         raise ModelError(
-            Reason.MODEL_UNSUPPORTED, f"the tokenizer of model.uri {uri} cannot be loaded: {_first_line(error)}"
+            Reason.MODEL_UNSUPPORTED, f"the tokenizer of model.uri {uri} cannot be loaded: {first_line(error, 400)}"
         ) from None
     if backend.eos_token_id is None:
         raise ModelError(
@@ -51,18 +54,30 @@ def load_tokenizer(folder: Path, uri: str) -> Tokenizer:
     return Tokenizer(backend=backend, stop_ids=frozenset({backend.eos_token_id}))
 
 
-def load_model(folder: Path, uri: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `dtype`, frozen, with its own code only. Raises ModelError where transformers knows no such causal model."""
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
-        _raise_platform_fault(error, uri)
-        raise ModelError(
-            Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {_first_line(error)}"
-        ) from None
+def load_model(folder: Path, uri: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model in `dtype`, frozen; code that it brings along runs only where it is trusted.
+
+    Raises ModelError where transformers knows no such causal model.
+    """
+    with overheard() as reports:
+        try:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
+            told = complaint(error, reports)
+            _raise_platform_fault(told, uri)
+            _raise_platform_fault(error, uri)
+            _raise_own_code(folder, uri, trusted=trust_remote_code)
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(told, 400)}"
+            ) from None
     model, report = loaded
     # transformers fills in random numbers, other ones each time.
     if missing := sorted(report["missing_keys"]):
@@ -91,14 +106,27 @@ def embeddings(model: PreTrainedModel) -> int:
     return int(table.weight.shape[0])
 
 
+def _raise_own_code(folder: Path, uri: str, *, trusted: bool) -> None:
+    """Where the model cannot be loaded, and brings code along that was not run."""
+    if trusted:
+        return
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            described = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            continue  # told by whoever needs the file
+        if isinstance(described, dict) and described.get("auto_map"):
+            raise ModelError(
+                Reason.REMOTE_CODE_NOT_TRUSTED,
+                f"model.uri {uri} brings Python code of its own ({name} has auto_map), which runs only where model.trustRemoteCode is"
+                " true and the administrator's policy allows it: set it once you have read that code, or take a model that transformers knows",
+            ) from None
+
+
 def _raise_platform_fault(error: Exception, uri: str) -> None:
     """Memory that ran out and disks that fail say nothing of the model."""
     if is_out_of_memory(error):
-        raise OutOfMemoryError(f"memory ran out while model.uri {uri} was loaded: {_first_line(error)}") from error
+        detail = f"memory ran out while model.uri {uri} was loaded: {first_line(error, 400)}"
+        raise OutOfMemoryError(detail, advice="raise pods.resources.limits.memory, or take a smaller model") from error
     if is_disk_fault(error):
-        raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
+        raise StorageUnavailableError(f"the files of model.uri {uri} could not be read: {first_line(error, 400)}") from error

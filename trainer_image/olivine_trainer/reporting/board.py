@@ -33,11 +33,13 @@ class WorkerFiles:
 
     def read_snapshot(self) -> Snapshot | None:
         """What the worker last knew."""
-        return Snapshot.model_validate_json(self.snapshot.read_bytes()) if self.snapshot.exists() else None
+        content = _content(self.snapshot)
+        return Snapshot.model_validate_json(content) if content is not None else None
 
     def read_end(self) -> TerminationMessage | None:
         """How the worker ended, where it could still say so."""
-        return TerminationMessage.model_validate_json(self.end.read_bytes()) if self.end.exists() else None
+        content = _content(self.end)
+        return TerminationMessage.model_validate_json(content) if content is not None else None
 
     def write_end(self, message: TerminationMessage) -> None:
         """Say how the worker ends."""
@@ -110,6 +112,14 @@ class Board:
             return
         self._written = now
         write_atomically(self._files.snapshot, self.snapshot.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def _content(path: Path) -> bytes | None:
+    """The file, which another thread may just remove."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def write_atomically(path: Path, text: str) -> None:

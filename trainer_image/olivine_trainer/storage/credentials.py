@@ -9,15 +9,34 @@ from olivine_api.reasons import Reason
 from olivine_trainer.storage.addresses import check_endpoint, check_uri, same_endpoint
 from olivine_trainer.storage.failures import FIELDS, Place, Role, user_error
 
-_KEYS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "CA_BUNDLE",
-)
-_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+@dataclass(frozen=True)
+class _Means:
+    """What a Secret, or the plain environment, may tell of a scheme's stores."""
+
+    keys: tuple[str, ...]
+    """Names; one that ends in _ stands for all that begin so."""
+    endpoint: str
+    """The one of them that is the store's URL."""
+    needed: tuple[str, ...]
+    """What a Secret that is named must have, all of it or (workload identity) nothing."""
+
+    def of(self, environ: Mapping[str, str], prefix: str = "") -> dict[str, str]:
+        """The keys that `environ` has behind `prefix`."""
+        found = {name.removeprefix(prefix): value for name, value in environ.items() if value and name.startswith(prefix)}
+        return {name: value for name, value in found.items() if name == "CA_BUNDLE" or self._takes(name)}
+
+    def _takes(self, name: str) -> bool:
+        return name in self.keys or any(key.endswith("_") and name.startswith(key) for key in self.keys)
+
+
+_AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION")
+_MEANS = {
+    "s3": _Means(_AWS, endpoint="AWS_ENDPOINT_URL", needed=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+    "gs": _Means(("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_BASE_URL"), endpoint="GOOGLE_BASE_URL", needed=("GOOGLE_SERVICE_ACCOUNT",)),
+    "az": _Means(("AZURE_",), endpoint="AZURE_STORAGE_ENDPOINT", needed=("AZURE_STORAGE_ACCOUNT_NAME",)),
+    "hf": _Means(("HF_TOKEN", "HF_ENDPOINT"), endpoint="HF_ENDPOINT", needed=("HF_TOKEN",)),
+}
 _REGION = "us-east-1"
 
 
@@ -34,6 +53,8 @@ class Access:
     region: str
     ca_bundle: str | None
     """PEM text of certificates that are trusted beside the system's."""
+    keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """What the Secret tells of a store of another scheme than s3, by its names there (AZURE_…, HF_TOKEN, …)."""
 
     @property
     def scheme(self) -> str:
@@ -50,33 +71,42 @@ def resolve_access(spec: FineTuneJobSpec, role: Role, environ: Mapping[str, str]
 
     Endpoint: the role's own field, its own Secret's, storage's field, storage's Secret's where the scheme is the same. Keys: the
     role's own Secret where it names one, else storage's where the endpoint is the same: they go nowhere else. What is still
-    missing comes from the plain AWS_* variables.
+    missing comes from the plain variables of the scheme (AWS_*, AZURE_*, …).
     """
     source = _source(spec, role)
     place = Place(role, source.uri, None)
     check_uri(place)
-    if _scheme(source.uri) != "s3":
+    scheme = _scheme(source.uri)
+    means = _MEANS.get(scheme)
+    if means is None:  # a folder, which needs nothing
         return Access(role, source.uri, None, None, None, None, region=_REGION, ca_bundle=None)
     named = source.secret_ref is not None
-    own = _secret(role, environ) if role == "storage" or named else {}
-    lends = role != "storage" and _scheme(spec.storage.uri) == "s3"
-    lent = _secret("storage", environ) if lends else {}
-    plain = {key: environ[key] for key in _KEYS if environ.get(key)}
+    own = means.of(environ, ENV_SECRET_PREFIXES[role]) if role == "storage" or named else {}
+    lends = role != "storage" and _scheme(spec.storage.uri) == scheme
+    lent = means.of(environ, ENV_SECRET_PREFIXES["storage"]) if lends else {}
+    plain = means.of(environ)
     candidates = (
         (f"{FIELDS[role]}.endpoint", source.endpoint),
-        (_in_secret("AWS_ENDPOINT_URL", role), own.get("AWS_ENDPOINT_URL")),
+        (_in_secret(means.endpoint, role), own.get(means.endpoint)),
         ("storage.endpoint", spec.storage.endpoint if lends else None),
-        (_in_secret("AWS_ENDPOINT_URL", "storage"), lent.get("AWS_ENDPOINT_URL")),
-        ("AWS_ENDPOINT_URL in the environment", plain.get("AWS_ENDPOINT_URL")),
+        (_in_secret(means.endpoint, "storage"), lent.get(means.endpoint)),
+        (f"{means.endpoint} in the environment", plain.get(means.endpoint)),
     )
     where, endpoint = next(((where, value) for where, value in candidates if value), ("", None))
     if endpoint is not None:
         check_endpoint(place, endpoint, where)
-    theirs = spec.storage.endpoint or lent.get("AWS_ENDPOINT_URL") or plain.get("AWS_ENDPOINT_URL")
+    theirs = spec.storage.endpoint or lent.get(means.endpoint) or plain.get(means.endpoint)
     if not named and lends:
         own = lent if same_endpoint(endpoint, theirs) else {}
-    _check_keys(place, own, named=source.secret_ref.name if source.secret_ref is not None and not plain else None)
+    _check_keys(place, means, own, named=source.secret_ref.name if source.secret_ref is not None and not plain else None)
     keys = own or plain
+    if scheme == "az" and "AZURE_STORAGE_ACCOUNT_NAME" not in keys:
+        raise user_error(
+            place,
+            Reason.SECRET_NOT_FOUND,
+            f"{FIELDS[role]}.uri is {source.uri!r}, but no storage account is named:"
+            f" put AZURE_STORAGE_ACCOUNT_NAME into the Secret of {FIELDS[role]}.secretRef",
+        )
     return Access(
         role=role,
         uri=source.uri,
@@ -86,13 +116,14 @@ def resolve_access(spec: FineTuneJobSpec, role: Role, environ: Mapping[str, str]
         session_token=keys.get("AWS_SESSION_TOKEN"),
         region=keys.get("AWS_REGION") or environ.get("AWS_REGION") or _REGION,
         ca_bundle=keys.get("CA_BUNDLE"),
+        keys={} if scheme == "s3" else {key: value for key, value in keys.items() if key not in ("CA_BUNDLE", means.endpoint)},
     )
 
 
-def _check_keys(place: Place, keys: Mapping[str, str], *, named: str | None) -> None:
+def _check_keys(place: Place, means: _Means, keys: Mapping[str, str], *, named: str | None) -> None:
     """A Secret may leave the keys to the platform (workload identity), but not half of them, nor be of no use at all."""
-    missing = [key for key in _PAIR if key not in keys]
-    if len(missing) == 1 or (named is not None and not keys):
+    missing = [key for key in means.needed if key not in keys]
+    if 0 < len(missing) < len(means.needed) or (named is not None and not keys):
         field = FIELDS[place.role]
         secret = f"the Secret {named!r} of {field}.secretRef" if named else f"the Secret of {field}"
         raise user_error(
@@ -116,11 +147,6 @@ def _source(spec: FineTuneJobSpec, role: Role):  # noqa: ANN202  (Storage and So
     if spec.data.validation is None:
         raise ValueError("the specification has no data.validation")
     return spec.data.validation
-
-
-def _secret(role: Role, environ: Mapping[str, str]) -> dict[str, str]:
-    prefix = ENV_SECRET_PREFIXES[role]
-    return {key: environ[prefix + key] for key in _KEYS if environ.get(prefix + key)}
 
 
 def _scheme(uri: str) -> str:

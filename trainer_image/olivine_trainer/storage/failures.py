@@ -19,10 +19,15 @@ _CLASSES: dict[Role, type[TrainerError]] = {
     "validation": DataError,
 }
 
-# The instance metadata service: asked for credentials only where none were given; it has its hiccups.
-_METADATA_ADDRESS = "169.254.169.254"
+# The instance metadata services: asked for credentials only where none were given; they have their hiccups.
+_METADATA = ("169.254.169.254", "metadata.google.internal")
 # Refusals that pass: a clock that is being set, a token that is about to be renewed.
-_PASSING = (_METADATA_ADDRESS, "RequestTimeTooSkewed", "ExpiredToken")
+_PASSING = (*_METADATA, "RequestTimeTooSkewed", "ExpiredToken")
+_KEYS_OF = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 _DENIED = (
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -30,8 +35,9 @@ _DENIED = (
     "InvalidToken",
     "403 Forbidden",
     "status: 403",
+    "AuthenticationFailed",
 )
-_NO_BUCKET = ("NoSuchBucket", "NotFoundBucket", "InvalidBucketName", "bucket does not exist")
+_NO_BUCKET = ("NoSuchBucket", "NotFoundBucket", "InvalidBucketName", "bucket does not exist", "ContainerNotFound")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,11 @@ class Place:
     role: Role
     uri: str
     endpoint: str | None
+
+    @property
+    def scheme(self) -> str:
+        """The part of the URI before ://."""
+        return self.uri.partition("://")[0]
 
     def __str__(self) -> str:
         at = f" at {self.endpoint}" if self.endpoint else ""
@@ -79,7 +90,7 @@ def explain(error: Exception, place: Place, *, granted: bool = False) -> Trainer
         return user_error(
             place,
             Reason.STORAGE_NOT_FOUND,
-            f"{place} names a bucket that does not exist: create it, or correct {field}.uri or {field}.endpoint",
+            f"{place} names a {'container' if place.scheme == 'az' else 'bucket'} that does not exist: create it, or correct {field}.uri or {field}.endpoint",
         )
     if granted or is_passing(error):
         return None
@@ -97,7 +108,7 @@ def unavailable(error: Exception, place: Place, doing: str) -> StorageUnavailabl
     """The platform's error after the last retry."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     hint = ""
-    if _METADATA_ADDRESS in str(error):
-        secret = f"a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in {FIELDS[place.role]}.secretRef"
+    if any(address in str(error) for address in _METADATA):
+        secret = f"a Secret with {_KEYS_OF.get(place.scheme, 'keys')} in {FIELDS[place.role]}.secretRef"
         hint = f"; no keys were given, so that the platform was asked for them: where it has none, name {secret}"
     return StorageUnavailableError(f"{doing} failed at {place}: {lines[0][:300] if lines else type(error).__name__}{hint}")

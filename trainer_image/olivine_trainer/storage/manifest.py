@@ -1,6 +1,7 @@
 """Folders that exist only once their manifest does: upload in order, read back verified."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,13 @@ def describe(folder: Path, about: dict[str, Any]) -> Manifest:
     )
 
 
-def upload_files(store: Store, key: str, folder: Path, manifest: Manifest) -> None:
-    """Write a folder's files; without `write_manifest` after it the folder does not exist."""
+def upload_files(store: Store, key: str, folder: Path, manifest: Manifest, *, may_write: Callable[[], None]) -> None:
+    """Write a folder's files; without `write_manifest` after it the folder does not exist.
+
+    `may_write` is asked before each of them: it raises where another attempt owns the run.
+    """
     for path in sorted(manifest.files):
+        may_write()
         store.put(f"{key}/{path}", folder / path)
 
 

@@ -1,6 +1,7 @@
 """The small records of a run: its specification, the base model's measurements, each attempt's progress, and its one publication."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,8 @@ class SourceDigests(StatusModel):
     attempt: int
     data: str
     model: str
+    commits: dict[str, str] = {}
+    """Of the hub's repositories, by role: later attempts read the same, whatever a branch has become."""
 
 
 class Baseline(StatusModel):
@@ -57,6 +60,8 @@ class Published(StatusModel):
 
     attempt: int
     spec_digest: str
+    input_digest: str | None = None
+    """Names specification, rows and base model, wherever they lie; absent in records of older releases."""
     published_at: datetime
     snapshot: Snapshot
     samples: list[Sample] = []
@@ -67,6 +72,8 @@ class RunRecords:
     """Reads and writes of one run's records."""
 
     run: Store
+    namespace: Store | None = None
+    """The folder of all runs of the namespace, where the index lies."""
 
     def record_spec(self, spec: FineTuneJobSpec, digest: str) -> None:
         """Write the specification once. Raises ConfigurationError where the folder belongs to another one."""
@@ -80,15 +87,16 @@ class RunRecords:
                 f"{self.run.uri} already holds a run of another specification: use a new name, or another storage.uri",
             )
 
-    def record_sources(self, mine: Attempt, *, data: str, model: str) -> None:
+    def record_sources(self, mine: Attempt, *, data: str, model: str, commits: Mapping[str, str] | None = None) -> None:
         """Write the digests of rows and base model once. Raises DataError or ModelError where an earlier attempt had others.
 
         Before the baseline is read and a checkpoint is taken up: both are of these sources alone.
         """
         known = self._sources()
         if known is None:
+            found = SourceDigests(attempt=mine.number, data=data, model=model, commits=dict(commits or {}))
             require_head(self.run, mine)
-            if self.run.put_if_absent(SOURCES, _json(SourceDigests(attempt=mine.number, data=data, model=model))):
+            if self.run.put_if_absent(SOURCES, _json(found)):
                 return
             known = self._sources()
         if known is None:
@@ -98,15 +106,27 @@ class RunRecords:
         if known.model != model:
             raise ModelError(Reason.SOURCE_CHANGED, _changed("the files of model.uri have", known.attempt))
 
+    def commits(self) -> dict[str, str]:
+        """The hub's commits that the run began with, by role."""
+        known = self._sources()
+        return known.commits if known is not None else {}
+
     def published(self) -> Published | None:
         """The run's end, where it has one."""
         found = self.run.get(PUBLISHED)
         return Published.model_validate_json(found.data) if found is not None else None
 
-    def publish(self, mine: Attempt, *, spec_digest: str, snapshot: Snapshot, samples: list[Sample]) -> Published:
+    def publish(
+        self, mine: Attempt, *, spec_digest: str, input_digest: str, snapshot: Snapshot, samples: list[Sample]
+    ) -> Published:
         """Create the run's end. Raises SupersededError where somebody else did, or the head has moved."""
         end = Published(
-            attempt=mine.number, spec_digest=spec_digest, published_at=datetime.now(UTC), snapshot=snapshot, samples=samples
+            attempt=mine.number,
+            spec_digest=spec_digest,
+            input_digest=input_digest,
+            published_at=datetime.now(UTC),
+            snapshot=snapshot,
+            samples=samples,
         )
         require_head(self.run, mine)
         if not self.run.put_if_absent(PUBLISHED, _json(end)):
@@ -143,8 +163,7 @@ def upload_artifact(run: Store, mine: Attempt, folder: Path, about: dict[str, An
     """Write an adapter's folder under its digest; the same content is the same artifact, whoever wrote it."""
     manifest = describe(folder, {"kind": "Adapter", **about})
     key = artifact_folder(manifest.digest)
-    require_head(run, mine)
-    upload_files(run, key, folder, manifest)
+    upload_files(run, key, folder, manifest, may_write=lambda: require_head(run, mine))
     require_head(run, mine)
     write_manifest(run, key, manifest)
     return Artifact(kind="Adapter", uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))

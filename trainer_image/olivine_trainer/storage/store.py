@@ -6,23 +6,27 @@ Raises TrainerErrors only: the user's for a missing bucket or denied access, Sto
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import obstore
 import obstore.exceptions as obs
-from obstore.store import LocalStore, S3Store
+from obstore.store import LocalStore
 
 from olivine_api.reasons import Reason
-from olivine_trainer.errors import ConfigurationError, TrainerError
+from olivine_trainer.errors import TrainerError
+from olivine_trainer.storage.clients import RemoteStore, connect, has_generations
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, explain, is_missing_bucket, is_retryable, unavailable, user_error
-from olivine_trainer.storage.local import put_if_match_locally
+from olivine_trainer.storage.local import local_folder, put_if_match_locally
 
 Result = TypeVar("Result")
 
-RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries of one request
+_NOT_IMPLEMENTED = ("status: 501", "501 Not Implemented", "NotImplemented")
+
+# Seconds between the tries of one request: a store may be away for half a minute. Other ranks wait at most 5 minutes for a word.
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)
+_PATIENCE_SECONDS = 150  # no further try after that, however long each of them takes
 _HURRIED_TRIES = 3  # of one request once the pod is to go: the grace must suffice for a whole checkpoint
 PIECE = 8 << 20  # bytes of one request of a download: what is large must not start over from its first byte
 # One request with its body (uploads go in pieces, too): a store that is silent for longer is tried again.
@@ -36,6 +40,8 @@ class ObjectInfo:
 
     key: str
     size: int
+    tag: str | None = None
+    """The store's tag of this very content, where it gives one."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +80,33 @@ class Store:
         self._delays = delays
         self._sleep = sleep
         self._mood = _Mood()
-        self._folder: Path | None = None
-        if access.scheme == "file":
-            self._folder = Path(access.uri.removeprefix("file://"))
-            self._store: LocalStore | S3Store = LocalStore()
+        self._folder: Path | None = local_folder(access)
+        if self._folder is not None:
+            self._store: LocalStore | RemoteStore = LocalStore()
             self._hasty = self._store
             self._root = str(self._folder).strip("/")
         else:
-            bucket, _, prefix = access.uri.removeprefix("s3://").partition("/")
-            self._root = prefix.strip("/")
+            self._root = access.uri.partition("://")[2].partition("/")[2].strip("/")
             try:
-                self._store = _s3(access, bucket, seconds=_REQUEST_SECONDS)
-                self._hasty = _s3(access, bucket, seconds=_HASTY_SECONDS)
+                self._store = connect(access, seconds=_REQUEST_SECONDS)
+                self._hasty = connect(access, seconds=_HASTY_SECONDS)
             except (ValueError, obs.BaseError) as error:
                 raise _unusable(self.place, error, ca=access.ca_bundle) from None
 
     @property
     def local_folder(self) -> Path | None:
-        """The folder on disk, for file:// only."""
+        """The folder on disk, for file:// and pvc:// only."""
         return self._folder
+
+    @property
+    def revision(self) -> str | None:
+        """None: stores have no commits."""
+        return None
+
+    @property
+    def frozen_state(self) -> str | None:
+        """None: what lies here may change."""
+        return None
 
     def sub(self, folder: str) -> "Store":
         """The store of a folder below this one."""
@@ -125,7 +139,7 @@ class Store:
         def read() -> Fetched | None:
             try:
                 found = obstore.get(self._store, self._path(key))
-                return Fetched(data=bytes(found.bytes()), etag=str(found.meta["e_tag"]))
+                return Fetched(data=bytes(found.bytes()), etag=self._tag(found.meta))
             except FileNotFoundError as error:
                 if is_missing_bucket(error):
                     raise
@@ -177,6 +191,9 @@ class Store:
                 obstore.put(self._store, self._path(key), data, mode="create", use_multipart=False)
             except (obs.AlreadyExistsError, obs.PreconditionError):
                 return recognise and tries > 1 and self._holds(key, data)
+            except obs.BaseError as error:
+                self._require_conditions(error)
+                raise
             return True
 
         return self._tried(create, f"creating {key}")
@@ -191,11 +208,14 @@ class Store:
             if self._folder is not None:
                 return put_if_match_locally(self._folder / key, data, etag, read_etag=lambda: self._etag(key))
             try:
-                obstore.put(self._store, self._path(key), data, mode={"e_tag": etag}, use_multipart=False)
+                obstore.put(self._store, self._path(key), data, mode=self._condition(etag), use_multipart=False)
             except (obs.PreconditionError, FileNotFoundError) as error:
                 if is_missing_bucket(error):
                     raise
                 return recognise and tries > 1 and self._holds(key, data)
+            except obs.BaseError as error:
+                self._require_conditions(error)
+                raise
             return True
 
         return self._tried(replace, f"replacing {key}")
@@ -205,7 +225,7 @@ class Store:
 
         def read() -> Listing:
             found = obstore.list_with_delimiter(self._store, self._root or None)
-            objects = (ObjectInfo(key=self._relative(item["path"]), size=item["size"]) for item in found["objects"])
+            objects = (self._info(item) for item in found["objects"])
             return Listing(
                 objects=sorted((item for item in objects if not _is_internal(item.key)), key=lambda item: item.key),
                 folders=sorted(self._relative(path) for path in found["common_prefixes"]),
@@ -221,7 +241,7 @@ class Store:
             path = self._path(prefix) if prefix else self._root
             found: list[ObjectInfo] = []
             for page in obstore.list(self._store, path or None):
-                found.extend(ObjectInfo(key=self._relative(item["path"]), size=item["size"]) for item in page)
+                found.extend(self._info(item) for item in page)
             return sorted((item for item in found if not _is_internal(item.key)), key=lambda item: item.key)
 
         return self._tried(read, f"listing {prefix or 'the folder'}")
@@ -236,19 +256,24 @@ class Store:
 
         `key` must exist with exactly this content: a store that fails the test is left as it was.
         """
-        try:
-            # The content is the same: after a lost answer it would be taken for a write of our own.
-            created = self.put_if_absent(key, data, recognise=False)
-            replaced = self.put_if_match(key, data, '"00000000000000000000000000000000"', recognise=False)
-        except _NotSupportedError:
-            created = replaced = True
-        if created or replaced:
-            raise user_error(
-                self.place,
-                Reason.STORAGE_UNSUPPORTED,
-                f"{self.place} ignores conditional writes (If-None-Match, If-Match), without which two writers could overwrite"
-                f" each other: use a store that has them (AWS S3, MinIO, SeaweedFS, Ceph) in {FIELDS[self.place.role]}.uri",
-            )
+        # The content is the same: after a lost answer it would be taken for a write of our own.
+        created = self.put_if_absent(key, data, recognise=False)
+        wrong = "1" if has_generations(self._store) else '"00000000000000000000000000000000"'
+        if created or self.put_if_match(key, data, wrong, recognise=False):
+            raise self._without_conditions("ignores")
+
+    def _require_conditions(self, error: Exception) -> None:
+        """Raise the user's error where a store answers that it does not know conditional writes."""
+        if isinstance(error, obs.NotSupportedError) or any(sign in str(error) for sign in _NOT_IMPLEMENTED):
+            raise self._without_conditions("refuses") from None
+
+    def _without_conditions(self, does: str) -> TrainerError:
+        return user_error(
+            self.place,
+            Reason.STORAGE_UNSUPPORTED,
+            f"{self.place} {does} conditional writes (If-None-Match, If-Match), without which two writers could overwrite each other:"
+            f" use a store that has them (AWS S3, Google Cloud Storage, Azure Blob Storage, MinIO, SeaweedFS, Ceph) in {FIELDS[self.place.role]}.uri",
+        )
 
     def _delete_one(self, key: str) -> None:
         try:
@@ -263,9 +288,19 @@ class Store:
 
     def _etag(self, key: str) -> str | None:
         try:
-            return str(obstore.head(self._store, self._path(key))["e_tag"])
+            return self._tag(obstore.head(self._store, self._path(key)))
         except FileNotFoundError:
             return None
+
+    def _tag(self, meta: Any) -> str:
+        """What a conditional write compares: the ETag, or Google's generation."""
+        return str(meta["version"] if has_generations(self._store) else meta["e_tag"])
+
+    def _condition(self, tag: str) -> Any:
+        return {"version": tag} if has_generations(self._store) else {"e_tag": tag}
+
+    def _info(self, item: Any) -> ObjectInfo:
+        return ObjectInfo(key=self._relative(item["path"]), size=item["size"], tag=item.get("e_tag"))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if self._root else key
@@ -275,11 +310,10 @@ class Store:
 
     def _tried(self, request: Callable[[], Result], doing: str) -> Result:
         """Run a request, again after each delay while another try may help."""
+        begun = time.monotonic()
         for tries, delay in enumerate((*self._delays, None), start=1):
             try:
                 return request()
-            except obs.NotSupportedError as error:
-                raise _NotSupportedError(Reason.STORAGE_UNSUPPORTED, f"{doing} is not supported by {self.place}") from error
             except (obs.InvalidPathError, ValueError) as error:
                 if "path" not in str(error).lower():
                     raise
@@ -287,15 +321,15 @@ class Store:
             except (obs.BaseError, OSError) as error:
                 if (told := explain(error, self.place, granted=self._mood.granted)) is not None:
                     raise told from None
-                spent = delay is None or (tries >= _HURRIED_TRIES and self._mood.hurried())
+                spent = (
+                    delay is None
+                    or time.monotonic() - begun > _PATIENCE_SECONDS
+                    or (tries >= _HURRIED_TRIES and self._mood.hurried())
+                )
                 if spent or not is_retryable(error, granted=self._mood.granted):
                     raise unavailable(error, self.place, doing) from error
                 self._sleep(delay or 0)
         raise AssertionError("unreachable: the last try returns or raises")
-
-
-class _NotSupportedError(ConfigurationError):
-    """The store answered that it has no such operation."""
 
 
 def _unusable(place: Place, error: Exception, *, ca: str | None = None) -> TrainerError:
@@ -311,27 +345,3 @@ def _unusable(place: Place, error: Exception, *, ca: str | None = None) -> Train
 def _is_internal(key: str) -> bool:
     """Lock files of the local store's conditional writes."""
     return key.rpartition("/")[2].startswith(".lock-")
-
-
-def _s3(access: Access, bucket: str, *, seconds: int) -> S3Store:
-    client: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=5),
-        "timeout": timedelta(seconds=seconds),
-        "allow_http": bool(access.endpoint and access.endpoint.startswith("http://")),
-    }
-    if access.ca_bundle:
-        client["root_certificate"] = access.ca_bundle
-    config: dict[str, Any] = {"region": access.region, "virtual_hosted_style_request": False}
-    optional = {
-        "endpoint": access.endpoint,
-        "access_key_id": access.access_key_id,
-        "secret_access_key": access.secret_access_key,
-        "session_token": access.session_token,
-    }
-    config |= {key: value for key, value in optional.items() if value}
-    return S3Store(
-        bucket,
-        client_options=client,  # pyright: ignore[reportArgumentType]
-        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
-        **config,
-    )

@@ -1,0 +1,173 @@
+"""One attempt, set up: model, data, engine and evaluator, checked against one another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from olivine_api.reasons import Reason
+from olivine_api.status import Resolved, ResolvedModel
+from olivine_trainer.data.batches import total_steps
+from olivine_trainer.data.prepare import Prepared, prepare_examples
+from olivine_trainer.errors import ConfigurationError, ModelError
+from olivine_trainer.evaluation.evaluate import Evaluator, metrics_of
+from olivine_trainer.job import Job
+from olivine_trainer.loop.agreement import Agreement
+from olivine_trainer.loop.claim import Claim, Sources
+from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
+from olivine_trainer.loop.micro import MicroBatch, eval_batch
+from olivine_trainer.loop.state import seed_random, seed_rank
+from olivine_trainer.loop.stop import StopFlag
+from olivine_trainer.loop.tracker import Tracker, tensorboard_for
+from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
+from olivine_trainer.modeling.precision import resolve_precision
+from olivine_trainer.reporting.board import Board
+from olivine_trainer.reporting.logs import log, warn
+from olivine_trainer.world.world import World
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt, set up: what every stage below works with."""
+
+    job: Job
+    claim: Claim
+    board: Board
+    stop: StopFlag
+    scratch: Path
+    world: World
+    agreement: Agreement
+    micro: MicroBatch
+    data: Prepared
+    engine: Engine
+    evaluator: Evaluator
+    tracker: Tracker
+
+
+def set_up(
+    job: Job,
+    claim: Claim,
+    sources: Sources,
+    *,
+    board: Board,
+    stop: StopFlag,
+    scratch: Path,
+    world: World,
+    micro_batch: int | None,
+    effective_batch: int | None,
+) -> Run:
+    """Everything that training needs, on its device.
+
+    `micro_batch`: at most so many rows at once, whatever the specification says. `effective_batch`: the checkpoint's, where the
+    run goes on from one. Raises ModelError, DataError, ConfigurationError, OutOfMemoryError.
+    """
+    spec, uri = job.spec, job.spec.model.uri
+    _make_deterministic(spec.training.seed)
+    precision = resolve_precision(spec.training.precision)
+    accelerator = make_accelerator(precision, world)
+    micro = _micro_batch(spec.training.batch_size, micro_batch, world)
+    if effective_batch is None:
+        effective_batch = spec.training.batch_size * spec.training.gradient_accumulation_steps * world.size
+    trusted = spec.model.trust_remote_code
+    tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
+    base = load_model(sources.model.folder, uri, precision.base_dtype, trust_remote_code=trusted)
+    stop.check()
+    tokenizer = fitted_to(base, tokenizer)
+    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
+    _check_positions(data, base.config, spec.data.max_length)
+    _check_tokens(data, embeddings(base), uri)
+    parameters = base.num_parameters()
+    steps = total_steps(
+        spec.training.max_steps,
+        spec.training.epochs,
+        rows=len(data.train),
+        batch=effective_batch,
+    )
+    engine = build_engine(
+        spec, base, accelerator, world, total_steps=steps, effective_batch=effective_batch, pad_id=tokenizer.pad_id
+    )
+    seed_rank(spec.training.seed, world.rank)
+    stop.check()
+    resolved = Resolved(
+        model=ResolvedModel(
+            uri=uri,
+            digest=sources.model.digest,
+            revision=sources.model.revision,
+            license=sources.model.license,
+            parameters=parameters,
+        ),
+        data=data.resolved,
+        effective_batch_size=engine.effective_batch,
+        precision=precision.name.value,
+        world_size=world.size,
+        trainable_parameters=sum(parameter.numel() for parameter in engine.model.parameters() if parameter.requires_grad),
+    )
+    board.update(resolved=resolved)
+    if data.resolved.dropped or data.resolved.truncated:
+        warn("rows were longer than data.maxLength", dropped=data.resolved.dropped, truncated=data.resolved.truncated)
+    log(
+        "the model is loaded",
+        parameters=parameters,
+        trainable=resolved.trainable_parameters,
+        precision=resolved.precision,
+        headOnLearnedPositionsOnly=engine.loss.split_head,
+        ranks=world.size,
+    )
+    evaluator = Evaluator(
+        loss=engine.loss,
+        causal=engine.causal,
+        tokenizer=tokenizer,
+        examples=data.validation,
+        batch_size=eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
+        metrics=metrics_of(spec),
+        samples=spec.evaluation.samples,
+        device=accelerator.device,
+        autocast=engine.autocast,
+        world=world,
+    )
+    tracker = Tracker(
+        spec=spec,
+        claim=claim,
+        board=board,
+        total_steps=steps,
+        rows=len(data.train),
+        effective_batch=engine.effective_batch,
+        tensorboard=tensorboard_for(spec, scratch) if world.leads else None,
+        leads=world.leads,
+    )
+    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker)
+
+
+def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:
+    """The smallest that any rank was told: the kubelet brings a new limit to each pod in its own time."""
+    rows = min(world.gather(min(asked, limit or asked)))
+    if rows < asked:
+        log("the micro-batch is smaller than specified, the effective batch is not", microBatch=rows, batchSize=asked)
+    return MicroBatch(rows)
+
+
+def _check_positions(data: Prepared, config: object, max_length: int) -> None:
+    limit = getattr(config, "max_position_embeddings", None)
+    longest = max(len(example.ids) for example in (*data.train, *data.validation))
+    if isinstance(limit, int) and longest > limit:
+        raise ConfigurationError(
+            Reason.ROW_TOO_LONG,
+            f"data.maxLength {max_length} lets rows of {longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
+        )
+
+
+def _check_tokens(data: Prepared, known: int, uri: str) -> None:
+    largest = max(int(example.ids.max()) for example in (*data.train, *data.validation))
+    if largest >= known:
+        raise ModelError(
+            Reason.MODEL_UNSUPPORTED,
+            f"the tokenizer of model.uri {uri} makes token {largest}, but the model knows {known} tokens (0 to {known - 1}):"
+            " resize the model's embeddings to the tokenizer, or take the tokenizer that belongs to it",
+        )
+
+
+def _make_deterministic(seed: int) -> None:
+    seed_random(seed)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # It would fill every fresh tensor with NaN: a cost without a gain here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
