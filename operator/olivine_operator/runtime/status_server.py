@@ -159,6 +159,8 @@ class StatusServer:
             raise _RefusedError(403, f"pod {caller.pod} does not work for this job")
         if pod.phase in ("Succeeded", "Failed"):
             raise _RefusedError(403, f"pod {caller.pod} has ended: it is of an earlier attempt")
+        if pod.index != 0:
+            raise _RefusedError(403, f"pod {caller.pod} has index {pod.index}: the pod with index 0 reports for all")
         return job
 
     def _admit(self, job: JobView, caller: Caller) -> None:
