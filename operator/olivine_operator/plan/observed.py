@@ -370,3 +370,29 @@ class Observed:
     """Whether the cluster has JobSets."""
     serves_workloads: bool = False
     """Whether the cluster has Kueue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamespaceView:
+    """A namespace: which policy holds there."""
+
+    name: str
+    uid: str
+    resource_version: str
+    labels: Mapping[str, str]
+
+    @property
+    def key(self) -> Key:
+        """Its place in the cache: it belongs to no FineTuneJob."""
+        return self.name, ""
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> "NamespaceView":
+        """From a namespace as the API server tells it."""
+        metadata = raw["metadata"]
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            resource_version=metadata["resourceVersion"],
+            labels=metadata.get("labels", {}),
+        )
