@@ -30,6 +30,7 @@ class Reason(StrEnum):
     # the user's to mend
     INVALID_SPEC = "InvalidSpec"
     FILE_URI_NOT_ALLOWED = "FileUriNotAllowed"
+    NOT_ALLOWED_BY_POLICY = "NotAllowedByPolicy"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSUPPORTED = "ModelUnsupported"
     DATA_NOT_FOUND = "DataNotFound"

@@ -45,6 +45,7 @@ class Kube:
     """An admin's client."""
 
     def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
         config = YAML(typ="safe", pure=True).load(kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self.server = cluster["server"]

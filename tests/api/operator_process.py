@@ -15,16 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from devcluster.clients import clients
 from olivine_api import names
 from tests.api.kube import Json, Kube
+from tests.support.chart import NAMESPACE, render_chart, settings_of
 from tests.support.wait import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMESPACE = "olivine-system"
-_PATHS = {
+# Namespaces with this label are closed: tests/api/test_policies.py.
+CLOSED_LABEL = "olivine-test-policy"
+POLICIES: list[Json] = [
+    {
+        "namespaceSelector": {"matchLabels": {CLOSED_LABEL: "closed"}},
+        "secretNames": ["team-*"],
+        "serviceAccountNames": ["default"],
+        "storagePrefixes": ["s3://olivine"],
+        "images": [],
+    },
+    {"namespaceSelector": {"matchLabels": {CLOSED_LABEL: "open"}}, "allowFileUris": True, "allowHostPath": True},
+]
+PATHS = {
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "ServiceAccount": f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts",
     "ConfigMap": f"/api/v1/namespaces/{NAMESPACE}/configmaps",
@@ -33,41 +41,31 @@ _PATHS = {
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "Role": f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles",
+    "NetworkPolicy": f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}/networkpolicies",
+    "PodDisruptionBudget": f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets",
     "RoleBinding": f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings",
 }
-
-
-def render_chart(*options: str) -> list[Json]:
-    """The chart's objects."""
-    command = [
-        str(clients().build() / "helm"),
-        "template",
-        "olivine",
-        str(ROOT / "charts/olivine"),
-        "--namespace",
-        NAMESPACE,
-        *options,
-    ]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [item for item in YAML(typ="safe", pure=True).load_all(text) if item]
 
 
 def install_chart(kube: Kube) -> Json:
     """Applies all of the chart but its Deployment, which no node would run; returns the operator's settings."""
     kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    # Lost pods are looked at soon and removed: tests play the node that is gone.
-    lost = "lostPods.timeoutSeconds=2,lostPods.remove=true"
-    objects = render_chart("--set-string", "trainer.image.repository=trainer", "--set", lost)
+    values = {
+        "trainer": {"image": {"repository": "trainer"}},
+        "policies": POLICIES,
+        # Lost pods are looked at soon and removed: tests play the node that is gone.
+        "lostPods": {"timeoutSeconds": 2, "remove": True},
+    }
+    objects = render_chart(values=values)
     for item in objects:
         query = "&dryRun=All" if item["kind"] == "Deployment" else ""
-        answer = kube.apply(_PATHS[item["kind"]], item, query=query)
+        answer = kube.apply(PATHS[item["kind"]], item, query=query)
         assert answer.ok, f"{item['kind']} {item['metadata']['name']}: {answer.message}"
-    settings = next(item for item in objects if item["kind"] == "ConfigMap")
-    return json.loads(settings["data"]["settings.json"])
+    return settings_of(objects)
 
 
-def kubeconfig_of_operator(kube: Kube, path: Path) -> None:
-    """A kubeconfig with the ServiceAccount's own rights."""
+def kubeconfig_of_operator(kube: Kube, path: Path, *, server: str | None = None) -> None:
+    """A kubeconfig with the ServiceAccount's own rights; another server is a proxy before the real one."""
     request = {"spec": {"expirationSeconds": 3600}}
     token = kube.must("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/olivine-operator/token", request)["status"]["token"]
     authority = path.with_suffix(".ca")
@@ -75,7 +73,7 @@ def kubeconfig_of_operator(kube: Kube, path: Path) -> None:
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "test", "cluster": {"server": kube.server, "certificate-authority": str(authority)}}],
+        "clusters": [{"name": "test", "cluster": {"server": server or kube.server, "certificate-authority": str(authority)}}],
         "users": [{"name": "operator", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "operator"}}],
         "current-context": "test",
@@ -100,6 +98,7 @@ class OperatorProcess:
     def __post_init__(self) -> None:
         self.status_port, self.http_port = free_port(), free_port()
         endpoint = {"port": self.status_port, "address": "127.0.0.1"}
+        endpoint = self.settings.get("statusEndpoint", {}) | endpoint
         local = {"httpPort": self.http_port, "httpAddress": "127.0.0.1", "statusEndpoint": endpoint}
         self._file = self.folder / "settings.json"
         self._file.write_text(json.dumps(self.settings | local))
@@ -120,6 +119,10 @@ class OperatorProcess:
         code = self._process.wait(timeout=20)
         self._process = None
         return code
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def resident_kib(self) -> int:
         """Resident memory of the process."""
@@ -146,25 +149,32 @@ class OperatorProcess:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    def leads(self) -> bool:
+        return self.running and "\nolivine_leader 1.0" in self.get("/metrics")[1]
+
     def requests(self) -> dict[tuple[str, str], int]:
-        """Requests to the API server so far, by verb and kind."""
+        """Requests to the API server so far, by verb and kind; the Lease's aside, which is renewed whatever happens."""
         pattern = re.compile(r'^olivine_api_requests_total\{code="(\d+)",kind="(\w+)",verb="(\w+)"\} ([\d.]+)', re.MULTILINE)
         counts: dict[tuple[str, str], int] = {}
         for _, kind, verb, value in pattern.findall(self.get("/metrics")[1]):
-            counts[verb, kind] = counts.get((verb, kind), 0) + int(float(value))
+            if kind != "Lease":
+                counts[verb, kind] = counts.get((verb, kind), 0) + int(float(value))
         return counts
 
-    def post(self, namespace: str, name: str, body: Any, *, token: str | None, ca: str) -> tuple[int, str]:
+    def post(
+        self, namespace: str, name: str, body: Any, *, token: str | None, ca: str, headers: dict[str, str] | None = None
+    ) -> tuple[int, str]:
         """Reports as a trainer does: by the endpoint's name, trusting the job's CA only."""
         context = ssl.create_default_context(cadata=ca)
         host = f"olivine-status.{NAMESPACE}.svc"
         plain = socket.create_connection(("127.0.0.1", self.status_port), timeout=10)
         connection = http.client.HTTPSConnection(host, timeout=10)
         connection.sock = context.wrap_socket(plain, server_hostname=host)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        # An iterator goes out in chunks, without a length.
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
         try:
-            connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, headers)
+            connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, own | (headers or {}))
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:

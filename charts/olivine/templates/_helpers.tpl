@@ -27,6 +27,7 @@ app.kubernetes.io/component: operator
   "namespace" .Release.Namespace
   "trainer" $trainer
   "policy" .Values.policy
+  "policies" .Values.policies
   "statusIntervalSeconds" .Values.statusIntervalSeconds
   "resyncSeconds" .Values.resyncSeconds
   "lostPodTimeoutSeconds" .Values.lostPods.timeoutSeconds

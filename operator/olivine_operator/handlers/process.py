@@ -5,13 +5,16 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from olivine_operator.handlers.feed import Feed
+from olivine_operator.handlers.feed import Feed, Watched
 from olivine_operator.handlers.resync import Resync
 from olivine_operator.handlers.watching import watch
-from olivine_operator.plan.observed import JobView, Report
+from olivine_operator.plan.observed import JobView, Key, NamespaceView, Report
 from olivine_operator.plan.settings import OperatorSettings
-from olivine_operator.runtime.api import KubeApi, connect
+from olivine_operator.runtime.api import NAMESPACES, ApiError, KubeApi, connect
 from olivine_operator.runtime.cache import Cache
+from olivine_operator.runtime.config import this_replica
+from olivine_operator.runtime.election import Election
+from olivine_operator.runtime.forwarding import Forwarder
 from olivine_operator.runtime.health import serve_health
 from olivine_operator.runtime.metrics import Metrics
 from olivine_operator.runtime.reconciler import Reconciler
@@ -22,6 +25,7 @@ from olivine_operator.runtime.tokens import TokenVerifier
 from olivine_operator.runtime.workers import WorkQueue
 
 _log = logging.getLogger(__name__)
+_AGAIN_SECONDS = 1.0
 
 
 def _now() -> datetime:
@@ -46,10 +50,22 @@ class Operator:
         self._metrics = metrics
         self._cache = Cache()
         self._memory = Memory()
-        self._queue = WorkQueue(metrics)
+        # Of this term only: what a standby hears is looked at when it leads.
+        self._queue: WorkQueue | None = None
         self._tls = StatusTls(api, settings)
-        self._working = False
-        feed = Feed(self._cache, self._memory, self._queue.add)
+        self._serving = False
+        replica = this_replica(settings)
+        self._election = Election(api=api, namespace=settings.namespace, identity=replica.identity, metrics=metrics)
+        api.fence(self._election.remaining)
+        self._forwarder = Forwarder(
+            own=replica.identity,
+            leader=self._election.leader,
+            trusted=self._tls.trusted,
+            server_name=settings.status_host,
+        )
+        feed = Feed(self._cache, self._memory, self._ask)
+        if settings.policies:
+            feed.watch_too(Watched(kind=NAMESPACES, shelf=self._cache.namespaces, read=NamespaceView.from_raw))
         self._feed = feed
         self._resync = Resync(api=api, feed=feed, metrics=metrics, every_seconds=settings.resync_seconds, clock=time.monotonic)
         self._reconciler = Reconciler(
@@ -66,9 +82,12 @@ class Operator:
             verifier=TokenVerifier(api, time.time),
             accept=self._accept,
             metrics=metrics,
-            ready=lambda: self._working,
+            ready=lambda: self._serving,
+            leading=self._election.leading,
+            forward=self._forwarder.forward,
             clock=_now,
         )
+        metrics.observe_watches(self._resync.readings, self._resync.listing_age)
         metrics.observe_phases(lambda: (str(job.status.get("phase", "Pending")) for job in self._cache.jobs))
 
     async def run(self) -> None:
@@ -83,6 +102,7 @@ class Operator:
             await self._run_together()
         finally:
             await self._server.stop()
+            await self._forwarder.close()
             await health.cleanup()
 
     async def _run_together(self) -> None:
@@ -113,19 +133,43 @@ class Operator:
         endpoint = self._settings.status_endpoint
         await self._resync.reach_sync()
         await self._server.start(endpoint.address, endpoint.port, self._tls.context)
-        self._working = True
+        self._serving = True
         _log.info("ready: %d FineTuneJobs", len(self._cache.jobs.versions()))
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._queue.run(self._settings.workers, self._reconciler.look))
+            group.create_task(self._election.run(self._lead))
             group.create_task(self._resync.keep())
+
+    async def _lead(self) -> None:
+        """A term: nothing is left of an earlier one, nothing of this one is left when it ends."""
+        # What the last leader wrote at its end may not be told yet.
+        await self._catch_up()
+        self._memory.clear()
+        self._queue = queue = WorkQueue(self._metrics)
+        self._look_at_all()
+        try:
+            await queue.run(self._settings.workers, self._reconciler.look)
+        finally:
+            self._queue = None
+
+    async def _catch_up(self) -> None:
+        while True:
+            try:
+                return await self._resync.catch_up()
+            except ApiError as error:
+                _log.warning("the cache was not compared, which a new leader begins with: %s", error.message)
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _ask(self, key: Key) -> None:
+        if self._queue is not None and key[1]:  # a namespace is no job
+            self._queue.add(key)
 
     def _look_at_all(self) -> None:
         for job in self._cache.jobs:
-            self._queue.add(job.key)
+            self._ask(job.key)
 
     def _not_ready(self) -> str | None:
-        return None if self._working else "still reading the cluster's state"
+        return None if self._serving else "still reading the cluster's state"
 
     def _accept(self, job: JobView, report: Report) -> None:
         self._memory.take_report(job.uid, report)
-        self._queue.add(job.key)
+        self._ask(job.key)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from olivine_operator.handlers.feed import Feed, Watched
 from olivine_operator.runtime.api import ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import newer
-from olivine_operator.runtime.metrics import Metrics
+from olivine_operator.runtime.metrics import Metrics, WatchReading
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,21 @@ class Resync:
         self._appeared: list[str] = []
         self.synced = False
 
+    def readings(self) -> list[WatchReading]:
+        """How each watch does."""
+        return [
+            WatchReading(
+                kind=watched.kind.name,
+                told=self._feed.told(watched),
+                behind=behind.times if (behind := self._behind.get(watched.kind)) is not None else 0,
+            )
+            for watched in self._feed.watched
+        ]
+
+    def listing_age(self) -> float:
+        """Seconds since the cache was last compared."""
+        return self._clock() - self._listed_at
+
     def trouble(self) -> str | None:
         """Why the operator should be started anew."""
         dead = [kind.plural for kind, behind in self._behind.items() if behind.times >= 2]
@@ -58,7 +73,7 @@ class Resync:
             # kopf chooses its watches once.
             return f"the cluster has got {', '.join(self._appeared)}, which only a new start can watch"
         # The listings' own failures are the API server's, mostly: a restart mends only what lasts.
-        if self.synced and self._clock() - self._listed_at > _MISSED_LISTINGS * max(self._every, 60.0):
+        if self.synced and self.listing_age() > _MISSED_LISTINGS * max(self._every, 60.0):
             return "the API server has not answered a listing for a long time"
         return None
 
@@ -102,6 +117,14 @@ class Resync:
         self._listed_at = self._clock()
         self.synced = True
 
+    async def catch_up(self) -> None:
+        """Mends the cache now, whatever the watches tell: before the first decisions of a new leader."""
+        for watched in self._feed.watched:
+            listed = await self._without_the_gone(watched)
+            for uid in self._stale(watched, listed):
+                await self._fetch(watched, uid, *listed[uid][1:])
+        self._listed_at = self._clock()
+
     async def keep(self) -> None:
         """Compares for ever."""
         while True:
@@ -118,13 +141,7 @@ class Resync:
 
     async def compare(self, watched: Watched) -> None:
         """Drops what is gone, and fetches what the watch did not tell."""
-        before = watched.shelf.versions()
-        listed = await self._versions(watched)
-        for uid, version in before.items():
-            known = watched.shelf.by_uid(uid)
-            # What came or changed after the listing began may rightly be missing from it.
-            if uid not in listed and known is not None and known.resource_version == version:
-                self._feed.gone(watched, uid)
+        listed = await self._without_the_gone(watched)
         stale = self._stale(watched, listed)
         if stale:
             await asyncio.sleep(_LAG_SECONDS)
@@ -135,6 +152,16 @@ class Resync:
                 self._metrics.stale_objects.labels(watched.kind.name).inc()
                 missed += 1
         self._judge(watched, missed=missed > 0)
+
+    async def _without_the_gone(self, watched: Watched) -> dict[str, tuple[str, str, str]]:
+        before = watched.shelf.versions()
+        listed = await self._versions(watched)
+        for uid, version in before.items():
+            known = watched.shelf.by_uid(uid)
+            # What came or changed after the listing began may rightly be missing from it.
+            if uid not in listed and known is not None and known.resource_version == version:
+                self._feed.gone(watched, uid)
+        return listed
 
     def _judge(self, watched: Watched, *, missed: bool) -> None:
         told, behind = self._feed.told(watched), self._behind.get(watched.kind)
@@ -147,7 +174,7 @@ class Resync:
     async def _fetch(self, watched: Watched, uid: str, namespace: str, name: str) -> bool:
         """Whether the watch had missed something: not what was deleted, replaced, relabelled or told in the meantime."""
         try:
-            raw = await self._api.get(watched.kind, namespace, name)
+            raw = await self._api.get(watched.kind, namespace or None, name)
         except ApiError as error:
             if error.code != 404:
                 raise
@@ -171,7 +198,7 @@ class Resync:
             page = await self._api.list(watched.kind, label=watched.label, token=token)
             for item in page.get("items") or ():
                 metadata = item["metadata"]
-                found[metadata["uid"]] = (metadata["resourceVersion"], metadata["namespace"], metadata["name"])
+                found[metadata["uid"]] = (metadata["resourceVersion"], metadata.get("namespace", ""), metadata["name"])
             token = page["metadata"].get("continue")
             if not token:
                 return found

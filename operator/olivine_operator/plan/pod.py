@@ -33,7 +33,10 @@ def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings
     """The Job's pod template; `leader` is the DNS name of the pod with index 0."""
     defaults, pods = settings.trainer.pod_defaults, spec.pods
     copied = {key: value for key, value in job.labels.items() if key.startswith(f"{names.GROUP}/")}
-    metadata = {"labels": {**(pods.labels or {}), **copied, **own_labels(job)}, "annotations": pods.annotations}
+    metadata = {
+        "labels": {**(pods.labels or {}), **copied, **own_labels(job)},
+        "annotations": {**job.annotations, **(pods.annotations or {})},
+    }
     body = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

@@ -33,10 +33,49 @@ class TrainerSettings(ApiModel):
     """Size of /dev/shm; it counts against the memory limit as far as it is used."""
 
 
+Globs = Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]], Field(max_length=256)]
+
+
 class Policy(ApiModel):
-    """What users may ask for."""
+    """What users may ask for. A list that is left out allows everything, an empty one nothing."""
 
     allow_file_uris: bool = False
+    """file:// URIs: they read and write the trainer pod's own file system."""
+    allow_trust_remote_code: bool = False
+    """Python code that comes with a model."""
+    allow_host_path: bool = False
+    """hostPath volumes."""
+    allow_plugins: bool = False
+    """Losses and metrics from ConfigMaps."""
+    secret_names: Globs | None = None
+    """Which Secrets a job may name, anywhere in its spec; * stands for any characters."""
+    service_account_names: Globs | None = None
+    """As which ServiceAccounts pods may run; a job that names none runs as default."""
+    storage_prefixes: Globs | None = None
+    """Where checkpoints and artifacts may go: s3://bucket/prefix, without wildcards."""
+    images: Globs | None = None
+    """Which images pods may run, beside the chart's."""
+
+
+class LabelRequirement(ApiModel):
+    """As in a Kubernetes label selector."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[str] = []
+
+
+class NamespaceSelector(ApiModel):
+    """Namespaces by their labels; an empty one matches all. kubernetes.io/metadata.name is a namespace's name."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: list[LabelRequirement] = []
+
+
+class NamespacePolicy(Policy):
+    """The policy of some namespaces. Nothing of the default policy is in it."""
+
+    namespace_selector: NamespaceSelector
 
 
 class StatusEndpoint(ApiModel):
@@ -48,6 +87,10 @@ class StatusEndpoint(ApiModel):
     port: int = 8443
     """Where the operator listens."""
     address: str = "0.0.0.0"
+    ca_overlap_seconds: Annotated[float, Field(ge=1)] = 7 * 86_400
+    """How long pods are told of the next CA before it is used, and of the last one after."""
+    certificate_check_seconds: Annotated[float, Field(ge=0.1)] = 3600
+    """How often the certificate is looked after; several times within the overlap."""
 
 
 class OperatorSettings(ApiModel):
@@ -57,6 +100,9 @@ class OperatorSettings(ApiModel):
     """The operator's own."""
     trainer: TrainerSettings
     policy: Policy = Policy()
+    """Of namespaces that none of `policies` selects."""
+    policies: list[NamespacePolicy] = []
+    """The first that selects a namespace holds there."""
     status_endpoint: StatusEndpoint = StatusEndpoint()
     http_port: int = 8080
     """Metrics and probes, plain HTTP."""

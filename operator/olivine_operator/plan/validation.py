@@ -1,6 +1,5 @@
 """What the CRD cannot check: the models' own rules once more, and the administrator's policy."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -8,6 +7,7 @@ from pydantic import ValidationError
 from olivine_api.finetunejob import FineTuneJobSpec, parse_spec
 from olivine_api.reasons import Reason
 from olivine_operator.plan.observed import Raw
+from olivine_operator.plan.policy import violations
 from olivine_operator.plan.settings import Policy
 
 _SHOWN_ERRORS = 3
@@ -28,14 +28,11 @@ def validate(raw: Raw, policy: Policy) -> FineTuneJobSpec | Refusal:
         spec = parse_spec(dict(raw))
     except ValidationError as error:
         return Refusal(reason=Reason.INVALID_SPEC, message=f"{sentence(error)}; {_WAY_OUT}")
-    if not policy.allow_file_uris:
-        for path, uri in _uris(spec):
-            if uri.startswith("file://"):
-                return Refusal(
-                    reason=Reason.FILE_URI_NOT_ALLOWED,
-                    message=f"{path}: {uri} is not allowed: put the files into object storage (s3://), "
-                    "or ask the administrator for policy.allowFileUris",
-                )
+    found = list(violations(spec, policy))
+    if found:
+        files_only = all(": file://" in text for text in found)
+        reason = Reason.FILE_URI_NOT_ALLOWED if files_only else Reason.NOT_ALLOWED_BY_POLICY
+        return Refusal(reason=reason, message=f"{_together(found)}; {_WAY_OUT}")
     return spec
 
 
@@ -47,13 +44,9 @@ def sentence(error: ValidationError, root: str = "spec") -> str:
         + item["msg"].removeprefix("Value error, ")
         for item in found[:_SHOWN_ERRORS]
     ]
-    more = len(found) - _SHOWN_ERRORS
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+    return _together(parts, len(found) - len(parts))
 
 
-def _uris(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    yield "spec.model.uri", spec.model.uri
-    yield "spec.data.train.uri", spec.data.train.uri
-    if spec.data.validation is not None:
-        yield "spec.data.validation.uri", spec.data.validation.uri
-    yield "spec.storage.uri", spec.storage.uri
+def _together(parts: list[str], more: int = 0) -> str:
+    more += max(0, len(parts) - _SHOWN_ERRORS)
+    return "; ".join(parts[:_SHOWN_ERRORS]) + (f"; and {more} more" if more > 0 else "")

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from olivine_operator.runtime.metrics import Metrics
 Json = dict[str, Any]
 
 FIELD_MANAGER = "olivine-operator"
-_TIMEOUT_SECONDS = 15
+_TIMEOUT_SECONDS = 15.0
 _CONNECTIONS = 64
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
@@ -72,6 +73,11 @@ WORKLOADS = Kind(name="Workload", prefix="/apis/kueue.x-k8s.io/v1beta2", plural=
 OLD_WORKLOADS = Kind(name="Workload", prefix="/apis/kueue.x-k8s.io/v1beta1", plural="workloads")
 EVENTS = Kind(name="Event", prefix="/api/v1", plural="events")
 TOKEN_REVIEWS = Kind(name="TokenReview", prefix="/apis/authentication.k8s.io/v1", plural="tokenreviews")
+LEASES = Kind(name="Lease", prefix="/apis/coordination.k8s.io/v1", plural="leases")
+NAMESPACES = Kind(name="Namespace", prefix="/api/v1", plural="namespaces")
+
+# What a replica may write that does not lead: its bid for the lead, questions, and the certificate that all agree on.
+_WRITTEN_BY_ALL = frozenset({LEASES, TOKEN_REVIEWS, SECRETS})
 
 
 class KubeApi:
@@ -83,12 +89,17 @@ class KubeApi:
         configuration.retries = None
         self._client = ApiClient(configuration)
         self._metrics = metrics
+        self._may_write_for: Callable[[], float] = lambda: math.inf
+
+    def fence(self, remaining: Callable[[], float]) -> None:
+        """From now on nothing is written but in the seconds that remain: no request outlasts them."""
+        self._may_write_for = remaining
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
-    async def get(self, kind: Kind, namespace: str, name: str) -> Json:
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Json:
         """One object."""
         return await self.request("GET", kind, kind.path(namespace, name))
 
@@ -150,6 +161,7 @@ class KubeApi:
         verb: str | None = None,
     ) -> Json:
         """Any request with a JSON answer."""
+        seconds = self._seconds_for(method, kind)
         headers = {"Accept": accept, "Content-Type": content_type}
         token = await self._client.configuration.get_api_key_with_prefix("BearerToken")
         if token:
@@ -158,9 +170,7 @@ class KubeApi:
         url = f"{self._client.configuration.host}{path}" + (f"?{urlencode(present)}" if present else "")
         count = self._metrics.api_requests.labels
         try:
-            response = await self._client.rest_client.request(
-                method, url, headers=headers, body=body, _request_timeout=_TIMEOUT_SECONDS
-            )
+            response = await self._client.rest_client.request(method, url, headers=headers, body=body, _request_timeout=seconds)
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             count(verb or method, kind.name, "0").inc()
@@ -170,6 +180,14 @@ class KubeApi:
             raise _error(response.status, data, response.headers.get("Retry-After"))
         # Decoding a long list blocks the loop noticeably: in a thread.
         return json.loads(data) if len(data) < 1 << 20 else await asyncio.to_thread(json.loads, data)
+
+    def _seconds_for(self, method: str, kind: Kind) -> float:
+        if method == "GET" or kind in _WRITTEN_BY_ALL:
+            return _TIMEOUT_SECONDS
+        seconds = min(_TIMEOUT_SECONDS, self._may_write_for())
+        if seconds <= 0:
+            raise ApiError(0, "NotLeading", "this replica does not lead: it writes nothing")
+        return seconds
 
 
 def _error(code: int, data: bytes, retry_after: str | None) -> ApiError:
@@ -186,7 +204,7 @@ async def connect(metrics: Metrics) -> KubeApi:
     """The API server of the cluster that the operator runs in, or of KUBECONFIG."""
     configuration = Configuration()
     if os.environ.get("KUBECONFIG") or not Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists():
-        await config.load_kube_config(client_configuration=configuration)
+        await config.load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
     else:
         config.load_incluster_config(client_configuration=configuration)
     return KubeApi(configuration, metrics)

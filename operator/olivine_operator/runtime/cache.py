@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from olivine_operator.plan.observed import ChildView, JobView, Key, PodView, WorkloadView
+from olivine_operator.plan.observed import ChildView, JobView, Key, NamespaceView, PodView, WorkloadView
 
 
 class View(Protocol):
@@ -113,6 +113,7 @@ class Cache:
         self.jobsets: Shelf[ChildView] = Shelf()
         self.pods: Shelf[PodView] = Shelf()
         self.workloads: Shelf[WorkloadView] = Shelf()
+        self.namespaces: Shelf[NamespaceView] = Shelf()
         self.serves_jobsets = False
         self.serves_workloads = False
 
@@ -123,8 +124,10 @@ class Cache:
 
     def child(self, job: JobView) -> ChildView | None:
         """The job's own Job or JobSet: one with another owner is never taken for it."""
-        found = (*self.children.of(job.key), *self.jobsets.of(job.key))
-        return next((child for child in found if child.owner_uid == job.uid), None)
+        jobs = self.children.of(job.key)
+        child = next((child for child in (*jobs, *self.jobsets.of(job.key)) if child.owner_uid == job.uid), None)
+        inner = next((inner for inner in jobs if child is not None and inner.owner_uid == child.uid), None)
+        return child.with_inner(inner) if child is not None and inner is not None else child
 
     def keep_child(self, child: ChildView) -> None:
         """Takes a child as a request's answer shows it, before the watch tells."""
@@ -137,6 +140,10 @@ class Cache:
             return ()
         owners = {child.uid, *(inner.uid for inner in self.children.of(job.key) if inner.owner_uid == child.uid)}
         return tuple(pod for pod in self.pods.of(job.key) if pod.owner_uid in owners)
+
+    def namespace(self, name: str) -> NamespaceView | None:
+        """The namespace of this name; of two generations, the later one."""
+        return max(self.namespaces.of((name, "")), key=lambda found: int(found.resource_version), default=None)
 
     def workload_of(self, job: JobView) -> WorkloadView | None:
         """Kueue's Workload of the job's own child."""

@@ -13,6 +13,8 @@ SERVER_LIFETIME = timedelta(days=365)
 # Long before the end: an operator may be down for a while.
 CA_RENEWAL = timedelta(days=365)
 SERVER_RENEWAL = timedelta(days=60)
+# Longer than kubelet takes to bring a ConfigMap to its pods, and than a replica goes on with the certificate that it has.
+OVERLAP = timedelta(days=7)
 # Clocks of nodes differ.
 _SKEW = timedelta(minutes=10)
 
@@ -27,23 +29,64 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The authority that pods trust, and the server's certificate from it."""
+    """The authorities that pods trust, and the server's certificate from the first of them."""
 
     authority: Pair
     server: Pair
+    coming: Pair | None = None
+    """The next authority: trusted already, issues nothing yet."""
+    previous: str | None = None
+    """The last authority's certificate: issues nothing more, trusted as long as a replica may still show what it issued."""
+
+    @property
+    def bundle(self) -> str:
+        """Every certificate that pods trust, PEM."""
+        others = (self.coming.certificate if self.coming else None, self.previous)
+        return "".join(text if text.endswith("\n") else f"{text}\n" for text in (self.authority.certificate, *others) if text)
 
 
-def renewed(known: Identity | None, hosts: tuple[str, ...], now: datetime) -> Identity:
-    """The identity to use from now on: the known one, or as much of it as still holds."""
-    authority = known.authority if known is not None and _lasts(known.authority, CA_RENEWAL, now) else _make_authority(now)
-    if (
-        known is not None
-        and authority is known.authority
-        and _serves(known.server, hosts, now)
-        and _issued(known.server, by=authority)
-    ):
-        return known
-    return Identity(authority=authority, server=_make_server(authority, hosts, now))
+def renewed(
+    known: Identity | None, hosts: tuple[str, ...], now: datetime, *, overlap: timedelta = OVERLAP, rotate: bool = False
+) -> Identity:
+    """The identity to use from now on: the known one, or as much of it as still holds.
+
+    An authority is followed in three steps, `overlap` apart, so that running pods trust whatever certificate they meet: the
+    next one is made and told; it issues the server's certificate; the old one is told no more.
+    """
+    if known is None or not _usable(known.authority, now):
+        authority = _make_authority(now)
+        return Identity(authority=authority, server=_make_server(authority, hosts, now))
+    authority, coming, previous = known.authority, known.coming, known.previous
+    if coming is not None and not _usable(coming, now):
+        coming = None  # spoilt by other hands
+    if previous is not None and not _lasts(Pair(certificate=previous, key=""), timedelta(), now):
+        previous = None
+    if coming is not None and _made(coming) + overlap <= now:
+        authority, coming, previous = coming, None, authority.certificate
+    elif coming is None and (rotate or not _lasts(authority, CA_RENEWAL, now)):
+        coming = _make_authority(now)
+    # It was replaced one overlap after its successor was made.
+    if previous is not None and authority is known.authority and _made(authority) + 2 * overlap <= now:
+        previous = None
+    holds = authority is known.authority and _serves(known.server, hosts, now) and _issued(known.server, by=authority)
+    server = known.server if holds else _make_server(authority, hosts, now)
+    wanted = Identity(authority=authority, server=server, coming=coming, previous=previous)
+    return known if wanted == known else wanted
+
+
+def _usable(pair: Pair, now: datetime) -> bool:
+    """Whether an authority can issue: its certificate holds, and its key is the one that belongs to it."""
+    if not _lasts(pair, timedelta(), now):
+        return False
+    try:
+        key = serialization.load_pem_private_key(pair.key.encode(), password=None)
+    except (ValueError, TypeError):
+        return False
+    return x509.load_pem_x509_certificate(pair.certificate.encode()).public_key() == key.public_key()
+
+
+def _made(pair: Pair) -> datetime:
+    return x509.load_pem_x509_certificate(pair.certificate.encode()).not_valid_before_utc + _SKEW
 
 
 def _lasts(pair: Pair, at_least: timedelta, now: datetime) -> bool:

@@ -2,9 +2,10 @@
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from olivine_api.status import Phase
@@ -22,6 +23,7 @@ class Metrics:
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
             registry=self.registry,
         )
+        self.leader = Gauge("olivine_leader", "1 where this replica leads, else 0.", registry=self.registry)
         self.queue_depth = Gauge("olivine_queue_depth", "FineTuneJobs that wait for a look.", registry=self.registry)
         self.api_requests = Counter(
             "olivine_api_requests",
@@ -40,9 +42,44 @@ class Metrics:
             registry=self.registry,
         )
 
+    def observe_watches(self, watches: Callable[[], Iterable["WatchReading"]], listing_age: Callable[[], float]) -> None:
+        """Tells of the watches whenever somebody asks."""
+        self.registry.register(_Watches(watches, listing_age))
+
     def observe_phases(self, phases: Callable[[], Iterable[str]]) -> None:
         """Counts the FineTuneJobs by phase whenever somebody asks."""
         self.registry.register(_Phases(phases))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchReading:
+    """How the watch of a kind does."""
+
+    kind: str
+    told: int
+    """Events so far."""
+    behind: int
+    """Listings in a row that showed what it had not told."""
+
+
+class _Watches(Collector):
+    def __init__(self, watches: Callable[[], Iterable[WatchReading]], listing_age: Callable[[], float]) -> None:
+        self._watches = watches
+        self._listing_age = listing_age
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """The readings of now."""
+        told = CounterMetricFamily("olivine_watch_events", "Events that the watch of a kind told.", labels=["kind"])
+        behind = GaugeMetricFamily(
+            "olivine_watch_behind", "Listings in a row that showed what the watch of a kind had not told.", labels=["kind"]
+        )
+        for reading in self._watches():
+            told.add_metric([reading.kind], reading.told)
+            behind.add_metric([reading.kind], reading.behind)
+        age = GaugeMetricFamily(
+            "olivine_listing_age_seconds", "Since the cache was last compared with the API server.", value=self._listing_age()
+        )
+        return told, behind, age
 
 
 class _Phases(Collector):

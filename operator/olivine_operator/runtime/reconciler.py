@@ -1,17 +1,18 @@
 """A look at one FineTuneJob: observe, plan, write, act."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
 from olivine_api.status import FineTuneJobStatus, Phase
 from olivine_operator.plan.conditions import is_terminal
-from olivine_operator.plan.observed import JobView, Key, Observed
+from olivine_operator.plan.observed import JobView, Key, NamespaceView, Observed
 from olivine_operator.plan.outcome import Plan
+from olivine_operator.plan.policy import policy_for
 from olivine_operator.plan.reconcile import plan
 from olivine_operator.plan.settings import OperatorSettings
-from olivine_operator.runtime.api import ApiError, KubeApi
+from olivine_operator.runtime.api import NAMESPACES, ApiError, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.children import Children
 from olivine_operator.runtime.logs import about
@@ -51,16 +52,29 @@ class Reconciler:
         if job is None:
             return None
         observed = self._observe(job)
-        planned = plan(observed, self._clock(), self._settings)
+        settings = await self._settings_for(job.namespace)
+        planned = plan(observed, self._clock(), settings)
         job = await self._write(job, planned)
         for action in planned.actions if job is not None else ():
             obstacle = await self._children.perform(job, action) if job is not None else None
             if obstacle is not None and job is not None:
                 # Told at once; what follows from it is planned from it.
-                planned = plan(replace(self._observe(job), obstacle=obstacle), self._clock(), self._settings)
+                planned = plan(replace(self._observe(job), obstacle=obstacle), self._clock(), settings)
                 await self._write(job, planned)
                 break
         return planned.requeue_after
+
+    async def _settings_for(self, namespace: str) -> OperatorSettings:
+        """The settings with the policy that holds in a namespace."""
+        labels: Mapping[str, str] = {}
+        if self._settings.policies:
+            known = self._cache.namespace(namespace)
+            if known is None:
+                # A job may be told of before its namespace is: no reason to judge it by another's policy.
+                known = NamespaceView.from_raw(await self._api.get(NAMESPACES, None, namespace))
+                self._cache.namespaces.put(known)
+            labels = known.labels
+        return self._settings.model_copy(update={"policy": policy_for(self._settings, labels)})
 
     def _observe(self, job: JobView) -> Observed:
         return Observed(

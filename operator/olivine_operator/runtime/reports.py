@@ -28,6 +28,11 @@ class Memory:
         """When a job's status was written."""
         return self._written_at.get(uid)
 
+    def clear(self) -> None:
+        """Forgets all: reports of an earlier term are no news."""
+        self._reports.clear()
+        self._written_at.clear()
+
     def forget(self, uid: str) -> None:
         """Forgets a job."""
         self._reports.pop(uid, None)

@@ -1,4 +1,7 @@
-"""The status endpoint: trainers POST snapshots, over HTTPS, each for its own job only."""
+"""The status endpoint: trainers POST snapshots, over HTTPS, each for its own job only.
+
+Every replica serves it. One that does not lead checks a report and hands it to the leader, which checks it again.
+"""
 
 import json
 import logging
@@ -17,6 +20,7 @@ from olivine_operator.plan.snapshots import UnboundedNumberError, bounded, refus
 from olivine_operator.plan.validation import sentence
 from olivine_operator.runtime.api import ApiError
 from olivine_operator.runtime.cache import Cache
+from olivine_operator.runtime.forwarding import HOP_HEADER, ForwardError, Reply
 from olivine_operator.runtime.metrics import Metrics
 from olivine_operator.runtime.rate_limit import RateLimit
 from olivine_operator.runtime.tokens import Caller
@@ -44,6 +48,14 @@ class Verifier(Protocol):
         ...
 
 
+class Forward(Protocol):
+    """Hands a report to the leader."""
+
+    async def __call__(self, path: str, authorization: str, body: bytes) -> Reply:
+        """The leader's answer."""
+        ...
+
+
 class StatusServer:
     """Takes reports; what is not in order is answered with a sentence and leaves no trace."""
 
@@ -55,6 +67,8 @@ class StatusServer:
         accept: Callable[[JobView, Report], None],
         metrics: Metrics,
         ready: Callable[[], bool],
+        leading: Callable[[], bool],
+        forward: Forward,
         clock: Callable[[], datetime],
     ) -> None:
         self._cache = cache
@@ -62,6 +76,8 @@ class StatusServer:
         self._accept = accept
         self._metrics = metrics
         self._ready = ready
+        self._leading = leading
+        self._forward = forward
         self._clock = clock
         self._reports = RateLimit(per_second=_REPORTS_PER_SECOND)
         self._reviews = RateLimit(per_second=_REVIEWS_PER_SECOND)
@@ -83,10 +99,14 @@ class StatusServer:
     async def _post(self, request: web.Request) -> web.Response:
         try:
             namespace, name = request.match_info["namespace"], request.match_info["name"]
+            self._check_hops(request)
             caller = await self._caller(request, namespace, name)
             job = self._job_of(caller, namespace, name)
             self._admit(job, caller)
-            self._take(job, caller, await request.read())
+            body = await request.read()
+            if not self._leading():
+                return await self._hand_on(request, body)
+            self._take(job, caller, body)
             response = web.Response(status=204)
         except _RefusedError as error:
             response = _answer(error.status, str(error), error.retry_after)
@@ -96,6 +116,20 @@ class StatusServer:
             response = _answer(413, f"a report has at most {names.STATUS_BODY_LIMIT} bytes")
         self._metrics.status_posts.labels(_RESULTS.get(response.status, "refused")).inc()
         return response
+
+    def _check_hops(self, request: web.Request) -> None:
+        if HOP_HEADER in request.headers and not self._leading():
+            raise _RefusedError(503, "this replica does not lead: a report is handed on once only", retry_after=2)
+
+    async def _hand_on(self, request: web.Request, body: bytes) -> web.Response:
+        self._check_hops(request)  # it may have led until now
+        try:
+            reply = await self._forward(request.path, request.headers["Authorization"], body)
+        except ForwardError as error:
+            raise _RefusedError(503, str(error), retry_after=2) from error
+        self._metrics.status_posts.labels("forwarded").inc()
+        headers = {"Content-Type": "application/json"} | ({"Retry-After": reply.retry_after} if reply.retry_after else {})
+        return web.Response(status=reply.status, body=reply.body or None, headers=headers if reply.body else None)
 
     async def _caller(self, request: web.Request, namespace: str, name: str) -> Caller:
         """Who sends it."""
@@ -119,12 +153,14 @@ class StatusServer:
     def _job_of(self, caller: Caller, namespace: str, name: str) -> JobView:
         """The job, where the caller is a pod of its current child."""
         job = self._cache.job((namespace, name))
-        pod = self._cache.pods.by_uid(caller.pod_uid)
-        child = self._cache.child(job) if job is not None else None
-        if job is None or pod is None or child is None or caller.namespace != namespace:
+        mates = self._cache.pods_of(job) if job is not None else ()
+        pod = next((pod for pod in mates if pod.uid == caller.pod_uid), None)
+        if job is None or pod is None or (caller.namespace, caller.pod, job.uid) != (namespace, pod.name, pod.job_uid):
             raise _RefusedError(403, f"pod {caller.pod} does not work for this job")
-        if (pod.key, pod.name, pod.owner_uid, pod.job_uid) != (job.key, caller.pod, child.uid, job.uid):
-            raise _RefusedError(403, f"pod {caller.pod} does not work for this job")
+        if pod.phase in ("Succeeded", "Failed"):
+            raise _RefusedError(403, f"pod {caller.pod} has ended: it is of an earlier attempt")
+        if pod.index != 0:
+            raise _RefusedError(403, f"pod {caller.pod} has index {pod.index}: the pod with index 0 reports for all")
         return job
 
     def _admit(self, job: JobView, caller: Caller) -> None:
@@ -145,6 +181,10 @@ class StatusServer:
             raise _RefusedError(422, f"the report cannot be read: {sentence(error, root='report')}") from error
         except (ValueError, RecursionError) as error:
             raise _RefusedError(400, "the report is not JSON") from error
+        # A pod that was given up, and goes on where nobody sees it.
+        known = job.status.get("attempt", 0)
+        if 0 < snapshot.attempt < known:
+            raise _RefusedError(409, f"attempt {snapshot.attempt} is over: the job is at attempt {known}")
         now = self._clock()
         self._accept(job, Report(snapshot=bounded(snapshot, now).model_copy(update={"pod": caller.pod}), received_at=now))
 

@@ -33,9 +33,14 @@ class WorkQueue:
 
     async def run(self, workers: int, look: Look) -> None:
         """Works for ever."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(self._work(look))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(self._work(look))
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._metrics.queue_depth.set(0)
 
     def _hand_out(self) -> None:
         """Gives keys to idle workers, and comes back when the next key is due."""

@@ -199,6 +199,21 @@ def test_what_the_watch_told_before_it_was_fetched_is_no_trouble() -> None:
     assert resync.trouble() is None
 
 
+def test_a_new_leader_catches_up_at_once_and_holds_nothing_against_the_watch() -> None:
+    api, cache, _, feed, resync = setup(raw("same", "5"), raw("changed", "9"), raw("new", "7"))
+    for item in (raw("same", "5"), raw("changed", "8"), raw("deleted", "4")):
+        feed.see(feed.watched[0], item)
+    jobs_only(feed)
+    asyncio.run(resync.catch_up())
+    assert cache.jobs.versions() == {"uid-same": "5", "uid-changed": "9", "uid-new": "7"}
+    assert sorted(api.gets) == ["changed", "new"]
+    assert [reading.behind for reading in resync.readings()] == [0]
+
+
+def jobs_only(feed: Feed) -> None:
+    feed.watched = feed.watched[:1]
+
+
 class Young(KubeApi):
     """An API server with FineTuneJobs, and with other groups once it has got them."""
 

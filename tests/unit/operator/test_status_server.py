@@ -9,6 +9,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from olivine_operator.plan.observed import JobView, Report
 from olivine_operator.runtime.cache import Cache
+from olivine_operator.runtime.forwarding import Reply
 from olivine_operator.runtime.metrics import Metrics
 from olivine_operator.runtime.status_server import StatusServer
 from olivine_operator.runtime.tokens import Caller
@@ -35,6 +36,10 @@ class Verifier:
         return self._real
 
 
+async def nowhere(path: str, authorization: str, body: bytes) -> Reply:
+    raise AssertionError("nothing is to be handed on")
+
+
 def answers(verifier: Verifier, *, times: int = 1) -> list[int]:
     cache = Cache()
     cache.jobs.put(job())
@@ -45,7 +50,14 @@ def answers(verifier: Verifier, *, times: int = 1) -> list[int]:
         raise AssertionError("nothing is to be accepted")
 
     server = StatusServer(
-        cache=cache, verifier=verifier, accept=accept, metrics=Metrics(), ready=lambda: True, clock=lambda: datetime.now(UTC)
+        cache=cache,
+        verifier=verifier,
+        accept=accept,
+        metrics=Metrics(),
+        ready=lambda: True,
+        leading=lambda: True,
+        forward=nowhere,
+        clock=lambda: datetime.now(UTC),
     )
     match = {"namespace": KEY[0], "name": KEY[1]}
     request: Any = make_mocked_request("POST", "/", headers={"Authorization": "Bearer t"}, match_info=match)
