@@ -63,6 +63,16 @@ def asked_to_go(scene: Scene) -> None:
     assert set(codes.values()) == {40}, codes
 
 
+def one_asked_to_go(scene: Scene) -> None:
+    """SIGTERM to PID 1 of one of the pods at a drawn step: all agree on a step, and save it."""
+    held = scene.hold_at_drawn_step()
+    victim = scene.draw.choice(held.pods)
+    assert next(process for process in victim.processes() if process.first).signal(signal.SIGTERM)
+    held.release()
+    scene.notes["codes"] = {pod.index: scene.exit_code(pod) for pod in held.pods}
+    assert set(scene.notes["codes"].values()) == {40}, scene.notes
+
+
 def evicted(scene: Scene) -> None:
     """The Eviction API at a drawn step, as from a drain."""
     held = scene.hold_at_drawn_step()

@@ -254,6 +254,15 @@ ROWS: tuple[Row, ...] = (
         **_FREE_RESTART,
     ),
     Row(
+        id="two-pods-one-sigterm",
+        fault="SIGTERM to either of two pods: both exit 40",
+        moment="at a drawn step",
+        play=plays.one_asked_to_go,
+        pods=2,
+        failure=(Reason.INTERRUPTED,),
+        **_FREE_RESTART,
+    ),
+    Row(
         id="store-down",
         fault="the store is down for 30 s",
         moment="at a drawn step",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import cgroups, locks, machine, oci, processes, slots
+from devcluster import addons, cgroups, locks, machine, oci, processes, slots
 from devcluster.cache import Recipe, digest
 from devcluster.console import DevclusterError
 from tests.support.wait import wait_for
@@ -194,3 +194,10 @@ def test_controllers_that_v2_did_not_hand_down_before_are_taken_back(tmp_path: P
     control.write_text("cpu\n")
     cgroups.restore_delegated(before)
     assert control.read_text() == "cpu\n", "nothing was added: nothing is written"
+
+
+def test_an_add_on_that_is_not_there_is_told_with_those_that_are() -> None:
+    assert [addon.name for addon in addons.named("kueue,jobset")] == ["kueue", "jobset"]
+    assert not addons.named("")
+    with pytest.raises(DevclusterError, match=r"no add-on 'kubeflow': choose from jobset, kueue"):
+        addons.named("jobset,kubeflow")
