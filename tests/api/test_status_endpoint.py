@@ -251,6 +251,16 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(ns: Namespace, operato
     assert (code, "at most 65536 bytes" in text) == (413, True)
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
+    def dawdling() -> Iterator[bytes]:
+        yield b"{"
+        time.sleep(11)
+        yield b"}"
+
+    code, text = operator.post(ns.name, "report", dawdling(), token=pod_token(ns.kube, pod), ca=ca_of(ns))
+    assert (code, "within 10 seconds" in text) == (408, True)
+
+
 def test_one_ca_follows_another_while_a_trainer_reports(
     ns: Namespace, operator: OperatorProcess, pod: Json, tmp_path: Path
 ) -> None:
