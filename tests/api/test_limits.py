@@ -4,8 +4,8 @@ import json
 
 from olivine_api import names
 from olivine_api.status import Phase
-from tests.api.jobs import Namespace, snapshot, words
-from tests.api.kube import CONFIG_MAPS, FTJ, JOBS, PODS
+from tests.api.jobs import Namespace, now, snapshot, words
+from tests.api.kube import CONFIG_MAPS, EVENTS, FTJ, JOBS, PODS
 from tests.api.operator_process import OperatorProcess
 from tests.support.wait import wait_for
 
@@ -104,6 +104,32 @@ def test_a_claim_that_is_missing_or_not_bound_is_named(ns: Namespace, operator: 
     }
     ns.kube.must("POST", f"/api/v1/namespaces/{ns.name}/persistentvolumeclaims", claim)
     ns.wait_reason("lacks", "Running", "ClaimNotBound", seconds=30)
+    ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_in_kubelets_words(ns: Namespace, operator: OperatorProcess) -> None:
+    node = f"node-of-{ns.name}"
+    ns.make_node(node)
+    volumes = [{"name": "certs", "secret": {"secretName": "certs"}}]
+    ns.apply("bare", pods={**ns.on_node, "volumes": volumes})
+    pod = ns.wait_pod("bare")
+    wait_for("the pod is bound", lambda: ns.pods("bare")[0]["spec"].get("nodeName") == node, seconds=10)
+    ns.pod_waits(pod, "ContainerCreating", "")
+    text = 'MountVolume.SetUp failed for volume "certs" : secret "certs" not found'
+    name = pod["metadata"]["name"]
+    event = {
+        "metadata": {"name": f"{name}.1"},
+        "involvedObject": {"kind": "Pod", "namespace": ns.name, "name": name, "uid": pod["metadata"]["uid"]},
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": text,
+        "lastTimestamp": now(),
+        "source": {"component": "kubelet"},
+    }
+    ns.kube.must("POST", ns.path(EVENTS), event)
+    assert ns.wait_reason("bare", "Running", "FailedMount", seconds=30) == f"pod {name} cannot be set up: {text}"
+    ns.pod_runs(pod)
+    ns.wait_phase("bare", Phase.RUNNING)
     ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
 
 

@@ -26,21 +26,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     devcluster("grant", NAMESPACE)
     put_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
     devcluster("start-addons", "jobset,kueue")
+    restart_operator()
     cluster = Cluster(NAMESPACE)
     try:
         yield cluster
     finally:
         cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=true")
         devcluster("stop-addons", "kueue,jobset")
-        # It remembers that there were JobSets.
-        system = Cluster("olivine-system")
-        system.kubectl("rollout", "restart", "deployment")
-        system.kubectl("rollout", "status", "deployment", "--timeout=120s")
+        restart_operator()
 
 
 def devcluster(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", "devcluster", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def restart_operator() -> None:
+    """It looks for JobSet and Kueue when it starts."""
+    system = Cluster("olivine-system")
+    system.kubectl("rollout", "restart", "deployment")
+    system.kubectl("rollout", "status", "deployment", "--timeout=120s")
 
 
 def queued(name: str) -> dict[str, Any]:
@@ -60,19 +65,20 @@ def wait_condition(cluster: Cluster, name: str, kind: str, status: str, seconds:
 
 
 def running(cluster: Cluster, name: str) -> list[str]:
-    return [pod["metadata"]["name"] for pod in cluster.pods(name) if pod["status"]["phase"] in ("Pending", "Running")]
+    """Pods that are there to stay. (Kueue gives an evicted job's quota to the next one while its pod still saves a checkpoint.)"""
+    alive = [pod for pod in cluster.pods(name) if pod["status"]["phase"] in ("Pending", "Running")]
+    return [pod["metadata"]["name"] for pod in alive if "deletionTimestamp" not in pod["metadata"]]
 
 
 def test_two_pods_are_a_jobset_and_survive_the_loss_of_one_with_the_same_bytes(cluster: Cluster) -> None:
-    cluster.apply(short_training("calm", NAMESPACE, pods=2))
-    cluster.apply(short_training("stormy", NAMESPACE, pods=2))
-    held = hold(cluster, "stormy", at_step(CHECKPOINT_STEPS + 10), pods=2)
-    child = cluster.status("stormy").child
-    assert child is not None
-    assert child.kind == "JobSet"
-    assert [pod.name.rpartition("-")[0] for pod in held.pods] == [f"{child.name}-trainer-0-{index}" for index in range(2)]
-    held.pods[1].kill()
-    held.release()
+    cluster.apply(short_training("calm", NAMESPACE, count=2))
+    cluster.apply(short_training("stormy", NAMESPACE, count=2))
+    with hold(cluster, "stormy", at_step(CHECKPOINT_STEPS + 10), pods=2) as held:
+        child = cluster.status("stormy").child
+        assert child is not None
+        assert child.kind == "JobSet"
+        assert [pod.name.rpartition("-")[0] for pod in held.pods] == [f"{child.name}-trainer-0-{index}" for index in range(2)]
+        held.pods[1].kill()
 
     calm = ended(cluster, "calm")
     stormy = ended(cluster, "stormy")
@@ -117,13 +123,11 @@ def test_kueue_lets_one_job_train_at_a_time_and_a_suspended_one_makes_room(clust
     cluster.apply(queued("second"))
     wait_condition(cluster, "second", "QuotaReserved", "False")
     wait_for("second is Queued", lambda: cluster.status("second").phase is Phase.QUEUED, seconds=30, every=0.5)
-    held = hold(cluster, "first", at_step(CHECKPOINT_STEPS + 10))
-    assert not running(cluster, "second")
-
-    cluster.kubectl("patch", "ftj", "first", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    marked = "deletionTimestamp"
-    wait_for("first is asked to go", lambda: any(marked in p["metadata"] for p in cluster.pods("first")), seconds=60, every=0.5)
-    held.release()
+    with hold(cluster, "first", at_step(CHECKPOINT_STEPS + 10)):
+        assert not running(cluster, "second")
+        cluster.kubectl("patch", "ftj", "first", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+        marked = "deletionTimestamp"
+        wait_for("first is asked to go", lambda: any(marked in p["metadata"] for p in cluster.pods("first")), seconds=60, every=0.5)
     wait_condition(cluster, "second", "QuotaReserved", "True", seconds=120)
     assert not running(cluster, "first")
     cluster.kubectl("patch", "ftj", "first", "--type=merge", "-p", '{"spec":{"suspend":false}}')

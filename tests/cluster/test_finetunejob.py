@@ -116,21 +116,20 @@ def test_killed_and_suspended_a_job_still_ends_with_the_same_bytes(cluster: Clus
     over, and no second attempt ever comes.
     """
     cluster.apply(tiny("stormy"))
-    held = hold(cluster, "stormy", at_step(FIRST_CHECKPOINT + 5))
-    assert held.step < TOTAL_STEPS / 2, "the steps are too short to be hit: raise TOTAL_STEPS"
-    assert held.first.kill() == 2, "PID 1 and its worker"
+    with hold(cluster, "stormy", at_step(FIRST_CHECKPOINT + 5)) as held:
+        assert held.step < TOTAL_STEPS / 2, "the steps are too short to be hit: raise TOTAL_STEPS"
+        assert held.first.kill() == 2, "PID 1 and its worker"
 
     restarted = wait_for("a second attempt", lambda: s if (s := cluster.status("stormy")).attempt == 2 else None, seconds=90)
     assert restarted.restarts == 1
     assert restarted.last_failure is not None
     assert restarted.last_failure.category is Category.INFRASTRUCTURE
 
-    held = hold(cluster, "stormy", at_step(held.step + 2 * FIRST_CHECKPOINT))
-    assert held.step < TOTAL_STEPS - 10
-    cluster.kubectl("patch", "ftj", "stormy", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    wait_for("Suspended", lambda: cluster.status("stormy").phase is Phase.SUSPENDED, seconds=60)
-    wait_for("the pod is asked to go", lambda: "deletionTimestamp" in cluster.pods("stormy")[-1]["metadata"], seconds=60)
-    held.release()
+    with hold(cluster, "stormy", at_step(held.step + 2 * FIRST_CHECKPOINT)) as held:
+        assert held.step < TOTAL_STEPS - 10
+        cluster.kubectl("patch", "ftj", "stormy", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+        wait_for("Suspended", lambda: cluster.status("stormy").phase is Phase.SUSPENDED, seconds=60)
+        wait_for("the pod is asked to go", lambda: "deletionTimestamp" in cluster.pods("stormy")[-1]["metadata"], seconds=60)
     wait_for(
         "no pods while suspended", lambda: not [p for p in cluster.pods("stormy") if p["status"]["phase"] == "Running"], seconds=60
     )

@@ -36,12 +36,14 @@ class Scene:
     """The newest step that was whole in the store then."""
     restored: int | None = None
     """The step that the next attempt must resume from; None where it is `saved`."""
+    held: Held | None = None
+    """What stands still, or stood."""
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
     """What a play wants to tell where its row fails."""
 
     def hold(self, moment: Callable[[TrainerPod], bool]) -> Held:
         """Stops the workers at a moment, and notes where that is."""
-        held = hold(self.cluster, self.job, moment, pods=self.pods)
+        self.held = held = hold(self.cluster, self.job, moment, pods=self.pods)
         self.step, self.saved = held.step, self.whole_checkpoints()[-1] if self.whole_checkpoints() else 0
         self.notes |= {"step": self.step, "saved": self.saved}
         assert not self.published(), f"{self.job} was over before the fault came: the steps are too short to be hit"

@@ -45,14 +45,14 @@ class Row:
     restarts: tuple[int, int] = (0, 0)
     attempt: tuple[int, int] = (1, 1)
     lost: Lost = Lost.NONE
-    failure: tuple[str, ...] = ()
-    """What status.lastFailure.reason may be; empty where there is none."""
+    failure: tuple[str, ...] = ("",)
+    """What status.lastFailure.reason may be; "" where there is none."""
     events: int = CALM_EVENTS
     spec: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def cells(self) -> tuple[str, ...]:
         """As the page shows it."""
-        failure = " or ".join(self.failure) or "none"
+        failure = " or ".join(reason or "none" for reason in self.failure)
         return (
             f"`{self.id}`", self.fault, self.moment, self.result.value, _range(self.restarts), _range(self.attempt),
             self.lost.value, failure, str(self.events), "test" if self.core else "test-full",
@@ -67,7 +67,8 @@ def _range(ends: tuple[int, int]) -> str:
 HEADER = ("row", "fault", "moment", "the job ends with", "restarts", "attempt", "lost steps", "lastFailure", "Events at most", "in")
 _ONE_INCIDENT: dict[str, Any] = {"restarts": (1, 1), "attempt": (2, 2), "lost": Lost.SINCE_CHECKPOINT, "events": CALM_EVENTS + 2}
 _FREE_RESTART: dict[str, Any] = {"attempt": (2, 2), "events": CALM_EVENTS + 2}
-_SUSPENSION: dict[str, Any] = {"attempt": (2, 2), "events": CALM_EVENTS + 3}
+# The pod that makes room has not failed; where the operator sees it only after the resume, it tells of an interruption.
+_SUSPENSION: dict[str, Any] = {"failure": ("", Reason.INTERRUPTED), "events": CALM_EVENTS + 4}
 _CANCELLED: dict[str, Any] = {"result": Result.CANCELLED, "attempt": (0, 1)}
 
 ROWS: tuple[Row, ...] = (
@@ -174,6 +175,7 @@ ROWS: tuple[Row, ...] = (
         fault="spec.suspend, and back once no pod runs",
         moment="at a drawn step",
         play=plays.suspended,
+        attempt=(2, 2),
         **_SUSPENSION,
     ),
     Row(
@@ -182,13 +184,14 @@ ROWS: tuple[Row, ...] = (
         moment="while the first pod loads its libraries",
         play=plays.suspended_while_starting,
         attempt=(1, 2),
-        events=CALM_EVENTS + 3,
+        **_SUSPENSION,
     ),
     Row(
         id="suspended-and-back-at-once",
         fault="spec.suspend, and back before the pod has gone",
         moment="at a drawn step",
         play=plays.suspended_and_back_at_once,
+        attempt=(2, 2),
         **_SUSPENSION,
     ),
     Row(
@@ -218,6 +221,7 @@ ROWS: tuple[Row, ...] = (
         fault="the storage's Secret is missing; told within 30 s; the user creates it",
         moment="at the start",
         play=plays.secret_missing,
+        events=CALM_EVENTS + 1,
         spec={"storage": {"secretRef": {"name": "secret-missing-storage"}}},
     ),
     Row(

@@ -62,8 +62,12 @@ class Stage:
     def _play(self, row: Row) -> Played:
         with self._room(_PODS_AT_ONCE if row.alone else row.pods):
             scene = Scene(self.cluster, row.id, random.Random(f"{self.seed}-{row.id}"), pods=row.pods)
-            self.cluster.apply(short_training(row.id, NAMESPACE, pods=row.pods, **row.spec))
-            row.play(scene)
+            self.cluster.apply(short_training(row.id, NAMESPACE, count=row.pods, **row.spec))
+            try:
+                row.play(scene)
+            finally:
+                if scene.held is not None:
+                    scene.held.release()
             return Played(scene, self.cluster.wait_ended(row.id, _ENDED_WITHIN))
 
     @contextmanager
@@ -115,10 +119,7 @@ def test_after_the_fault_the_job_ends_as_the_table_says(stage: Stage, row: Row) 
     assert (status.phase, _reason(status)) == _END[row.result], status.conditions
     assert row.restarts[0] <= status.restarts <= row.restarts[1]
     assert row.attempt[0] <= status.attempt <= row.attempt[1]
-    if row.failure:
-        assert (status.last_failure.reason if status.last_failure is not None else "") in row.failure, status.last_failure
-    else:
-        assert status.last_failure is None, status.last_failure
+    assert (status.last_failure.reason if status.last_failure is not None else "") in row.failure, status.last_failure
     _check_lost_steps(row, scene, status)
     _check_result(row, scene, status, calm.status)
     events = [f"{event['reason']}: {event['message']}" for event in scene.cluster.events(row.id)]
@@ -152,7 +153,9 @@ def _check_result(row: Row, scene: Scene, status: FineTuneJobStatus, calm: FineT
     if row.result is Result.CANCELLED:
         assert not scene.published()
         assert not status.artifacts
-        assert scene.whole_checkpoints()[-1:] == ([status.checkpoint.step] if status.checkpoint is not None else [])
+        whole = scene.whole_checkpoints()
+        assert max(whole, default=0) >= scene.saved
+        assert status.checkpoint is None or status.checkpoint.step in whole
         return
     assert status.progress is not None
     assert status.progress.step == TOTAL_STEPS

@@ -143,8 +143,14 @@ class Held:
         """The pod with index 0."""
         return self.pods[0]
 
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
-        """Let all go on."""
+        """Let all go on; those that go on already are not disturbed."""
         for pod in self.pods:
             for process in pod.processes():
                 process.signal(signal.SIGCONT)

@@ -16,18 +16,18 @@ def put_tiny_model(scratch: Path) -> None:
         s3("models").put(f"{TINY}/{file.name}", file.read_bytes())
 
 
-def short_training(name: str, namespace: str, *, pods: int = 1, **spec: Any) -> dict[str, Any]:
+def short_training(name: str, namespace: str, *, count: int = 1, **spec: Any) -> dict[str, Any]:
     """A FineTuneJob; `spec` replaces members, and adds to those of pods and storage. Two pods train the same effective batch as one."""
     made = renamed(example("phrase-tone.yaml"), name, namespace, model={"uri": f"s3://models/{TINY}"})
     whole = made["spec"]
     whole["method"]["lora"] |= {"dropout": 0.1, "targetModules": ["q_proj", "v_proj"]}
-    whole["training"] |= {"maxSteps": TOTAL_STEPS, "gradientAccumulationSteps": 2, "batchSize": 4 // pods, "loggingSteps": 1}
+    whole["training"] |= {"maxSteps": TOTAL_STEPS, "gradientAccumulationSteps": 2, "batchSize": 4 // count, "loggingSteps": 1}
     whole["data"]["maxLength"] = 256  # its tokenizer has few words: most are spelled out
     whole["evaluation"] |= {"everySteps": EVAL_STEPS}
     whole["checkpoint"] = {"everySteps": CHECKPOINT_STEPS, "keep": 3, "keepAfterSuccess": 3}
     # One thread each, whatever the machine: the same thread count gives the same bytes.
     resources = {"limits": {"cpu": "1", "memory": "2Gi"}, "requests": {"cpu": "200m", "memory": "900Mi"}}
-    whole["pods"] = {"resources": resources} | ({"count": pods} if pods > 1 else {})
+    whole["pods"] = {"resources": resources} | ({"count": count} if count > 1 else {})
     for member, value in spec.items():
         whole[member] = whole[member] | value if member in ("pods", "storage") else value
     return made

@@ -13,7 +13,7 @@ from olivine_operator.plan.usage import running_seconds
 def ended_by_deadline(draft: Draft) -> bool:
     """Ends a job that ran or waited for too long; returns whether it did."""
     limit = draft.wishes.active_deadline_seconds
-    spent = running_seconds(draft.before, draft.now)
+    spent = running_seconds(draft.before, draft.observed.pods, draft.now)
     if limit is not None and spent >= limit:
         message = (
             f"spec.activeDeadlineSeconds is {limit}, and the job has been running for {spent} s, all attempts together; "
@@ -36,7 +36,7 @@ def watch_deadlines(draft: Draft) -> None:
     """Asks for a look when a deadline passes."""
     limit = draft.wishes.active_deadline_seconds
     if limit is not None and draft.holds(ConditionType.RUNNING):
-        draft.look_again_in(max(0, limit - running_seconds(draft.status, draft.now)))
+        draft.look_again_in(max(0, limit - running_seconds(draft.status, draft.observed.pods, draft.now)))
     due = _queue_deadline(draft)
     if due is not None:
         draft.look_again_in(max(0.0, (due - draft.now).total_seconds()))

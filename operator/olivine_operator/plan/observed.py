@@ -25,6 +25,7 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 CHILD_SUFFIX = 7
 # JobSet: the only replicated job, and what its pods' names add to the child's.
 REPLICATED_JOB = "trainer"
+_CRITERIA_MET = "SuccessCriteriaMet"
 ChildKind = Literal["Job", "JobSet"]
 
 # A Job's or pod's place in the cache: its namespace and the FineTuneJob that its label names.
@@ -166,6 +167,16 @@ class ChildView:
     def condition(self, kind: str) -> ChildCondition | None:
         """The condition of a type, where it holds."""
         return next((c for c in self.conditions if c.type == kind), None)
+
+    @property
+    def succeeded(self) -> ChildCondition | None:
+        """That the pod with index 0 has published. Complete comes only when all other pods are gone, which on a lost node never happens."""
+        return self.condition("Complete") or self.condition(_CRITERIA_MET)
+
+    def with_inner(self, inner: "ChildView") -> "ChildView":
+        """A JobSet with what its Job says of its success."""
+        met = inner.condition(_CRITERIA_MET)
+        return replace(self, conditions=(*self.conditions, met)) if met is not None else self
 
     @property
     def finished(self) -> bool:

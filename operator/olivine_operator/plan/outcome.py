@@ -84,6 +84,13 @@ class ExplainNoPod:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainSlowPod:
+    """Find out what keeps kubelet from setting a pod up; an answer is an obstacle."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetWorkloadActive:
     """Set spec.active of Kueue's Workload: false evicts its pods and keeps them from being admitted."""
 
@@ -108,6 +115,7 @@ Action = (
     | WriteConfig
     | KeepConfigMap
     | ExplainNoPod
+    | ExplainSlowPod
     | SetWorkloadActive
     | RemoveLostPod
 )

@@ -35,7 +35,7 @@ def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings
     copied = {key: value for key, value in job.labels.items() if key.startswith(f"{names.GROUP}/")}
     metadata = {
         "labels": {**defaults.labels, **(pods.labels or {}), **copied, **own_labels(job)},
-        "annotations": {**defaults.annotations, **(pods.annotations or {})},
+        "annotations": {**defaults.annotations, **job.annotations, **(pods.annotations or {})},
     }
     body = {
         "restartPolicy": "Never",

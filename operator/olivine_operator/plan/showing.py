@@ -10,8 +10,8 @@ from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.failures import PodFailure
 from olivine_operator.plan.lost_pods import show_leaving
 from olivine_operator.plan.observed import ChildView, PodView
-from olivine_operator.plan.outcome import ExplainNoPod
-from olivine_operator.plan.waiting import Waiting, slow_at, waiting_of
+from olivine_operator.plan.outcome import ExplainNoPod, ExplainSlowPod
+from olivine_operator.plan.waiting import EXPLAIN_AFTER, SETUP_TROUBLES, SLOW_START, Waiting, is_worth_asking, slow_at, waiting_of
 
 # The Job controller makes a pod within a second; what keeps it from that, it tells in Events about the Job only.
 _POD_CREATION = timedelta(seconds=20)
@@ -96,7 +96,10 @@ def _show_active(draft: Draft, active: Sequence[PodView]) -> None:
     starting = [pod for pod in active if not pod.running and pod.termination is None]
     if not starting:
         return  # their phases will say how they ended in a moment
+    _explain_slow(draft, starting)
     troubles = [(pod, trouble) for pod in starting if (trouble := waiting_of(pod, draft.now)) is not None]
+    if _is_told_by_kubelet(draft, starting):
+        return
     running = draft.condition(ConditionType.RUNNING)
     if troubles:
         pod, trouble = troubles[0]
@@ -106,10 +109,32 @@ def _show_active(draft: Draft, active: Sequence[PodView]) -> None:
             draft.set(ConditionType.RUNNING, "False", trouble.reason, trouble.message)
     elif running is None or running.reason != Reason.RESTARTING:
         wait_for_pod(draft)
+
+
+def _explain_slow(draft: Draft, starting: Sequence[PodView]) -> None:
+    """Asks what keeps kubelet from setting a pod up; volumes that cannot be mounted show in no condition."""
     for pod in starting:
-        slow = slow_at(pod, draft.now)
-        if slow:
-            draft.look_again_in(slow + 1)
+        for limit in (EXPLAIN_AFTER, SLOW_START):
+            slow = slow_at(pod, draft.now, limit)
+            if slow:
+                draft.look_again_in(slow + 1)
+    slow_pods = [pod for pod in starting if is_worth_asking(pod, draft.now)]
+    if slow_pods and draft.observed.obstacle is None:
+        draft.act(ExplainSlowPod(name=slow_pods[0].name))
+        draft.look_again_in(_EXPLAIN_AGAIN_SECONDS)
+
+
+def _is_told_by_kubelet(draft: Draft, starting: Sequence[PodView]) -> bool:
+    """Whether kubelet's own words stand in the condition while its pod is still being set up."""
+    running, obstacle = draft.condition(ConditionType.RUNNING), draft.observed.obstacle
+    if not any(is_worth_asking(pod, draft.now) for pod in starting):
+        return False
+    if running is not None and running.reason in SETUP_TROUBLES:
+        return True
+    if obstacle is None or obstacle.reason not in SETUP_TROUBLES:
+        return False
+    draft.set(ConditionType.RUNNING, "False", obstacle.reason, obstacle.message)
+    return True
 
 
 def _where(pods: Sequence[PodView]) -> str:

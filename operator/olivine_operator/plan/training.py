@@ -30,14 +30,14 @@ _POD_LAG = timedelta(seconds=10)
 def follow_child(draft: Draft, child: ChildView) -> None:
     """One look at the child and its pods."""
     failed = failures.failures_of(draft.observed.pods)
-    checkpoint_since = _hear_last_words(draft, complete=child.condition("Complete") is not None)
+    checkpoint_since = _hear_last_words(draft, complete=child.succeeded is not None)
 
     # Ends come first: whatever else is seen does not matter any more.
     by_user = next((f for f in failed if f.category is Category.USER), None)
     if by_user is not None:
         endings.fail(draft, by_user.to_status())
         return
-    if child.condition("Complete") is not None:
+    if child.succeeded is not None:
         _complete(draft, child)
         return
     if child.condition("Failed") is not None:
@@ -121,7 +121,7 @@ def _hear_last_words(draft: Draft, *, complete: bool) -> datetime | None:
 
 
 def _complete(draft: Draft, child: ChildView) -> None:
-    ended = child.condition("Complete")
+    ended = child.succeeded
     succeeded = any(pod.phase == "Succeeded" and pod.index == 0 for pod in draft.observed.pods)
     if not succeeded and ended is not None and ended.since is not None and draft.now < ended.since + _POD_LAG:
         draft.look_again_in(1)

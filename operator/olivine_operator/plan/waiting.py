@@ -13,6 +13,10 @@ _ORDINARY = ("", "ContainerCreating", "PodInitializing")
 _SAME = {"ErrImagePull": "ImagePullBackOff"}
 # Volumes that cannot be mounted show in no condition, only by the pod staying as it is.
 SLOW_START = timedelta(seconds=90)
+# Before that, kubelet's Events about it are read.
+EXPLAIN_AFTER = timedelta(seconds=20)
+# Reasons of those Events: a Secret, a ConfigMap or a claim of spec.pods.volumes, mostly.
+SETUP_TROUBLES = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox"})
 _MISSING = re.compile(r'secrets? "(?P<name>[^"]+)" not found')
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "(?P<name>[^"]+)" not found')
 _UNBOUND = "unbound immediate PersistentVolumeClaims"
@@ -65,8 +69,13 @@ def is_slow(pod: PodView, now: datetime) -> bool:
     return pod.waiting_reason in _ORDINARY and slow_at(pod, now) == 0
 
 
-def slow_at(pod: PodView, now: datetime) -> float | None:
+def is_worth_asking(pod: PodView, now: datetime) -> bool:
+    """Whether kubelet may have told what keeps it from setting a pod up."""
+    return pod.waiting_reason in _ORDINARY and slow_at(pod, now, EXPLAIN_AFTER) == 0
+
+
+def slow_at(pod: PodView, now: datetime, limit: timedelta = SLOW_START) -> float | None:
     """Seconds until a pod that is being set up counts as slow; None where that does not apply."""
     if pod.scheduled_at is None or pod.running or pod.termination is not None:
         return None
-    return max(0.0, (pod.scheduled_at + SLOW_START - now).total_seconds())
+    return max(0.0, (pod.scheduled_at + limit - now).total_seconds())

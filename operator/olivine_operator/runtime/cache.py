@@ -124,8 +124,10 @@ class Cache:
 
     def child(self, job: JobView) -> ChildView | None:
         """The job's own Job or JobSet: one with another owner is never taken for it."""
-        found = (*self.children.of(job.key), *self.jobsets.of(job.key))
-        return next((child for child in found if child.owner_uid == job.uid), None)
+        jobs = self.children.of(job.key)
+        child = next((child for child in (*jobs, *self.jobsets.of(job.key)) if child.owner_uid == job.uid), None)
+        inner = next((inner for inner in jobs if child is not None and inner.owner_uid == child.uid), None)
+        return child.with_inner(inner) if child is not None and inner is not None else child
 
     def keep_child(self, child: ChildView) -> None:
         """Takes a child as a request's answer shows it, before the watch tells."""

@@ -10,6 +10,7 @@ from olivine_operator.plan.outcome import (
     CreateChild,
     DeleteChild,
     ExplainNoPod,
+    ExplainSlowPod,
     KeepConfigMap,
     RemoveLostPod,
     ResizeChild,
@@ -20,7 +21,7 @@ from olivine_operator.plan.outcome import (
 from olivine_operator.runtime.api import CONFIG_MAPS, JOBS, JOBSETS, SERVICES, ApiError, Json, Kind, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.logs import about
-from olivine_operator.runtime.obstacles import explain_no_pod, obstacle_of
+from olivine_operator.runtime.obstacles import explain_no_pod, explain_slow_pod, obstacle_of
 from olivine_operator.runtime.rescue import remove_lost_pod
 from olivine_operator.runtime.workloads import set_active
 
@@ -43,6 +44,8 @@ class Children:
                 return await self._create(job, action)
             case ExplainNoPod():
                 return await explain_no_pod(self._api, job, action)
+            case ExplainSlowPod():
+                return await explain_slow_pod(self._api, job, action)
             case SuspendChild():
                 about(_log, job).info("%s %s %s", "suspending" if action.suspend else "resuming", action.kind, action.name)
                 await self._patch(job, action.kind, action.name, {"spec": {"suspend": action.suspend}})

@@ -1,12 +1,17 @@
 """What the API server's refusals mean to a job: whose they are to mend, and whether another try may settle them."""
 
+from datetime import UTC, datetime, timedelta
+
 from olivine_api.reasons import Reason
 from olivine_operator.plan.conditions import truncate
 from olivine_operator.plan.observed import JobView, Obstacle
-from olivine_operator.plan.outcome import ExplainNoPod
-from olivine_operator.runtime.api import EVENTS, ApiError, Kind, KubeApi
+from olivine_operator.plan.outcome import ExplainNoPod, ExplainSlowPod
+from olivine_operator.plan.waiting import SETUP_TROUBLES
+from olivine_operator.runtime.api import EVENTS, ApiError, Json, Kind, KubeApi
 
 _QUOTA = "exceeded quota"
+# kubelet repeats what still holds every two minutes.
+_STALE = timedelta(seconds=150)
 
 
 def obstacle_of(kind: Kind, name: str, error: ApiError, *, users: bool) -> Obstacle:
@@ -31,15 +36,31 @@ def obstacle_of(kind: Kind, name: str, error: ApiError, *, users: bool) -> Obsta
 
 async def explain_no_pod(api: KubeApi, job: JobView, action: ExplainNoPod) -> Obstacle:
     """What the Job controller said when it could not make a pod; its Events are the only place where it does."""
-    fields = {"involvedObject.kind": "Job", "involvedObject.name": action.name, "reason": "FailedCreate"}
+    told = await _newest(api, job, {"involvedObject.kind": "Job", "involvedObject.name": action.name, "reason": "FailedCreate"})
+    if told is None:
+        return Obstacle(reason=Reason.POD_NOT_CREATED, message=action.likely)
+    message = str(told.get("message", ""))
+    reason = Reason.QUOTA_EXCEEDED if _QUOTA in message else Reason.POD_NOT_CREATED
+    return Obstacle(reason=reason, message=truncate(f"no pod can be made: {message}"))
+
+
+async def explain_slow_pod(api: KubeApi, job: JobView, action: ExplainSlowPod) -> Obstacle | None:
+    """What kubelet said when it could not set a pod up lately; None where it said nothing."""
+    told = await _newest(api, job, {"involvedObject.kind": "Pod", "involvedObject.name": action.name, "type": "Warning"})
+    if told is None or told.get("reason") not in SETUP_TROUBLES or datetime.now(UTC) - _time_of(told) > _STALE:
+        return None
+    return Obstacle(reason=told["reason"], message=truncate(f"pod {action.name} cannot be set up: {told.get('message', '')}"))
+
+
+async def _newest(api: KubeApi, job: JobView, fields: dict[str, str]) -> Json | None:
     try:
         events = await api.select(EVENTS, job.namespace, fields)
     except ApiError as error:
         if error.transient:
             raise
-        events = []  # the right to read them may be lacking
-    if not events:
-        return Obstacle(reason=Reason.POD_NOT_CREATED, message=action.likely)
-    told = max(events, key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]).get("message", "")
-    reason = Reason.QUOTA_EXCEEDED if _QUOTA in told else Reason.POD_NOT_CREATED
-    return Obstacle(reason=reason, message=truncate(f"no pod can be made: {told}"))
+        return None  # the right to read them is lacking
+    return max(events, key=_time_of, default=None)
+
+
+def _time_of(event: Json) -> datetime:
+    return datetime.fromisoformat(event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])

@@ -68,6 +68,24 @@ def test_a_child_with_another_owner_is_not_the_jobs_nor_are_its_pods() -> None:
     assert [p.name for p in cache.pods_of(view)] == ["tone-1"]
 
 
+def test_a_jobsets_pods_are_those_of_the_job_that_it_made() -> None:
+    cache, view = Cache(), job()
+    jobset = replace(child(), kind="JobSet")
+    cache.keep_child(jobset)
+    cache.pods.put(pod("tone-0", owner_uid="inner"))
+    assert cache.pods_of(view) == ()  # whose they are is not known yet
+    cache.children.put(replace(child(), uid="inner", owner_uid="child"))
+    cache.children.put(replace(child(), uid="foreign", owner_uid="somebody"))
+    cache.pods.put(pod("tone-1", owner_uid="foreign"))
+    assert cache.child(view) == jobset
+    assert [p.name for p in cache.pods_of(view)] == ["tone-0"]
+    # What its Job says of success it does not repeat while other pods are left.
+    cache.children.put(replace(child("SuccessCriteriaMet"), uid="inner", owner_uid="child", resource_version="2"))
+    found = cache.child(view)
+    assert found is not None
+    assert found.succeeded is not None
+
+
 def test_of_two_generations_of_a_name_the_one_that_stays_counts() -> None:
     cache = Cache()
     cache.jobs.put(replace(job(), uid="old", deleting=True))

@@ -290,7 +290,8 @@ def test_claims_are_mounted_where_the_trainer_looks_and_are_writable_only_for_st
     assert "readOnly" not in mounts[names.MODEL_CACHE_DIR]
 
 
-def test_kueues_annotations_go_with_the_child() -> None:
+def test_kueues_annotations_go_with_the_child_and_its_pods_where_it_looks_for_topology() -> None:
     view = replace(job(), annotations={"kueue.x-k8s.io/job-min-parallelism": "1"})
     made = build_child(view, parse_spec(SPEC), "CA", SETTINGS)
     assert made.job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] == "1"
+    assert made.job["spec"]["template"]["metadata"]["annotations"] == {"kueue.x-k8s.io/job-min-parallelism": "1"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from olivine_operator.runtime.config import this_replica
-from olivine_operator.runtime.forwarding import ForwardError, Forwarder, Replica
+from olivine_operator.runtime.forwarding import Forwarder, ForwardError, Replica
 from tests.unit.operator.builders import SETTINGS
 
 REPLICA = Replica(name="olivine-operator-x", host="10.0.0.7", port=8443)

@@ -172,3 +172,11 @@ class TestShowing:
                 statuses.append(made.status)
                 status = made.status
         assert [s.phase for s in statuses if s is not None] == [Phase.PENDING, Phase.RUNNING, Phase.SUCCEEDED]
+
+    def test_the_job_ends_when_the_first_pod_has_published_though_another_never_goes(self) -> None:
+        """Complete waits for every pod, and a lost node never lets its pod go."""
+        ends = {"reason": "Completed", "message": "", "snapshot": {"attempt": 1, "progress": {"stage": "Publishing", "step": 10}}}
+        pods = [pod("tone-0", "Succeeded", termination=ended(0, ends)), pod("tone-1", "Running", index=1, deleting=True, node="n1")]
+        made = look(running(spec=SEVERAL), now=after(9), kind=child("SuccessCriteriaMet", pods=2), pods=pods, spec=SEVERAL)
+        assert made.status is not None
+        assert made.status.phase is Phase.SUCCEEDED

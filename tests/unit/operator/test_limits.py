@@ -46,6 +46,12 @@ class TestActiveDeadline:
         assert status.running_seconds == 40
         assert look(status, now=after(50), kind=child(), pods=[RUNNING], spec=self.spec).requeue_after == 50
 
+    def test_does_not_count_how_long_the_operator_was_away_after_the_pod_had_ended(self) -> None:
+        gone = failed("tone-0", 30, {"category": "Infrastructure", "reason": "X", "message": "x"}, at=after(20))
+        made = look(running(), now=after(5000), kind=child(), pods=[gone], spec=self.spec)
+        assert made.status is not None
+        assert (made.status.running_seconds, made.status.phase) == (20, Phase.PENDING)
+
     def test_lowered_below_what_was_spent_ends_the_job_at_once(self) -> None:
         made = look(running(), now=after(40), kind=child(), pods=[RUNNING], spec={"activeDeadlineSeconds": 10})
         assert condition(made.status, "Failed").reason == Reason.DEADLINE_EXCEEDED

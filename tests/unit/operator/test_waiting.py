@@ -3,7 +3,8 @@
 import pytest
 
 from olivine_api.reasons import Reason
-from olivine_operator.plan.observed import ChildCondition, PodView
+from olivine_operator.plan.observed import ChildCondition, Obstacle, PodView
+from olivine_operator.plan.outcome import ExplainSlowPod
 from olivine_operator.plan.waiting import waiting_of
 from tests.unit.operator.builders import T0, accepted, after, child, condition, look, pod
 
@@ -21,6 +22,29 @@ CASES: dict[str, tuple[PodView, str | None, str]] = {
         pod(waiting_reason="CreateContainerConfigError", waiting_message="container has runAsNonRoot"),
         "CreateContainerConfigError",
         "runAsNonRoot",
+    ),
+    "no such claim": (
+        pod(
+            unschedulable=ChildCondition(
+                type="PodScheduled", reason="Unschedulable", message='persistentvolumeclaim "models" not found', since=T0
+            )
+        ),
+        Reason.CLAIM_NOT_FOUND,
+        'PersistentVolumeClaim "models" not found in namespace team-a: create it',
+    ),
+    "a claim that is not bound": (
+        pod(
+            unschedulable=ChildCondition(
+                type="PodScheduled", reason="Unschedulable", message="pod has unbound immediate PersistentVolumeClaims", since=T0
+            )
+        ),
+        Reason.CLAIM_NOT_BOUND,
+        "kubectl get pvc -n team-a",
+    ),
+    "a name that is no image's": (
+        pod(waiting_reason="InvalidImageName", waiting_message="couldn't parse image name"),
+        "InvalidImageName",
+        "couldn't parse",
     ),
     "no room": (
         pod(unschedulable=ChildCondition(type="PodScheduled", reason="Unschedulable", message="0/1 nodes", since=T0)),
@@ -40,11 +64,27 @@ def test_a_waiting_pods_trouble_is_named(case: str) -> None:
 
 def test_a_pod_that_is_set_up_for_long_is_told_of() -> None:
     view = pod(waiting_reason="ContainerCreating", scheduled_at=T0)
-    early = look(accepted(), now=after(30), kind=child(), pods=[view])
-    assert early.status is None
-    assert early.requeue_after == 61
+    early = look(accepted(), now=after(10), kind=child(), pods=[view])
+    assert (early.status, early.actions, early.requeue_after) == (None, (), 11)
+    # Then kubelet's Events are read; an image that is pulled for long is no trouble.
+    asked = look(accepted(), now=after(21), kind=child(), pods=[view])
+    assert (asked.status, asked.actions) == (None, (ExplainSlowPod(name="tone-0"),))
     late = look(accepted(), now=after(91), kind=child(), pods=[view])
     assert condition(late.status, "Running").reason == "ContainerCreating"
+
+
+def test_what_kubelet_says_of_a_pod_that_it_cannot_set_up_is_told_until_it_can() -> None:
+    view = pod(waiting_reason="ContainerCreating", scheduled_at=T0)
+    answer = Obstacle(reason="FailedMount", message='pod tone-0 cannot be set up: secret "certs" not found')
+    made = look(accepted(), now=after(21), kind=child(), pods=[view], obstacle=answer)
+    assert condition(made.status, "Running").message == answer.message
+    assert made.actions == ()
+    # Longer than any pod should take: it says better why.
+    later = look(made.status, now=after(120), kind=child(), pods=[view])
+    assert later.status is None
+    assert ExplainSlowPod(name="tone-0") in later.actions
+    runs = look(made.status, now=after(130), kind=child(), pods=[pod(phase="Running")])
+    assert condition(runs.status, "Running").status == "True"
 
 
 def test_the_same_trouble_of_another_pod_is_told_with_its_name() -> None:

@@ -1,6 +1,7 @@
 """Two live writers of one run, on a real S3 server: wherever the old one is paused, one result stands, and the old one writes no more."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,51 @@ def test_an_attempt_that_wakes_up_after_another_has_published_writes_nothing_mor
     assert (folder / "adapter_model.safetensors").read_bytes() == calm
 
 
+DRAWS = [*range(3), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(3, 15))]
+
+
+@pytest.mark.parametrize("seed", DRAWS)
+def test_of_three_attempts_asleep_killed_and_alive_one_result_stands(  # noqa: PLR0917
+    s3: Any, tiny_model: Path, rows: Path, calm: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """The first sleeps before a drawn write, the second is killed before one, the first wakes up, the third ends the run."""
+    draw = random.Random(seed)
+    asleep, killed = draw.randrange(2, 28), draw.randrange(2, 28)
+    uri = f"s3://bucket/{tmp_path.name}"
+    job = make_job(tiny_model, rows, uri)
+    writes = Writes(monkeypatch)
+    woken_at: list[int] = []
+
+    def die_at(count: int) -> Callable[[str], None]:
+        start = len(writes.keys)
+
+        def die(_: str) -> None:
+            if len(writes.keys) - start >= count:
+                writes.at = lambda _: None
+                raise KilledError
+
+        return die
+
+    def fall_asleep(_: str) -> None:
+        if len(writes.keys) < asleep:
+            return
+        writes.at = die_at(killed)
+        with pytest.raises(KilledError):
+            run_job(job, tmp_path / "second", environ=_environ(s3))
+        woken_at.append(len(writes.keys))
+
+    writes.at = fall_asleep
+    with pytest.raises(SupersededError):
+        run_job(job, tmp_path / "first", environ=_environ(s3))
+    woken = [key for key in writes.keys[woken_at[0] :] if not key.startswith("attempts/")]
+    assert len(woken) <= 1, (asleep, killed, woken)
+    published = run_job(job, tmp_path / "third", environ=_environ(s3))
+    assert published.attempt == (2 if "run/published.json" in writes.keys[: woken_at[0]] else 3)
+    found = Store(s3.access(uri)).sub(f"{RUN}/artifacts/{published.snapshot.artifacts[0].digest}").get("adapter_model.safetensors")
+    assert found is not None
+    assert found.data == calm, (asleep, killed)
+
+
 def test_whoever_asks_after_the_end_gets_the_same_end(s3: Any, tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     uri = f"s3://bucket/{tmp_path.name}"
     job = make_job(tiny_model, rows, uri, training__maxSteps=2)
@@ -148,7 +194,7 @@ def test_the_index_knows_equal_inputs_wherever_they_lie(tiny_model: Path, rows: 
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", **changes)
     first = run_job(job, tmp_path / "one")
     elsewhere = shutil.copytree(tiny_model, tmp_path / "copy")
-    other = make_job(elsewhere, shutil.copy(rows, tmp_path / "same.jsonl"), f"file://{tmp_path}/runs", **changes)
+    other = make_job(elsewhere, Path(shutil.copy(rows, tmp_path / "same.jsonl")), f"file://{tmp_path}/runs", **changes)
     other = replace(other, identity=other.identity.model_copy(update={"name": "again", "uid": "u2"}))
     second = run_job(other, tmp_path / "two")
     assert second.input_digest == first.input_digest

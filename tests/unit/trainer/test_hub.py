@@ -16,6 +16,7 @@ from olivine_trainer.reporting.board import Board
 from olivine_trainer.storage.credentials import resolve_access
 from olivine_trainer.storage.hub import HubAddress, HubRepository
 from tests.support.hub import Hub, running_hub
+from tests.unit.trainer.pid1 import Trainer
 from tests.unit.trainer.support import adapter_bytes, make_job, run_job, tone_rows, write_rows
 
 MODEL = {
@@ -219,6 +220,40 @@ def test_rows_come_from_a_dataset_by_split(hub: Hub, rows: Path, tmp_path: Path)
             _fetch(_job(hub, rows, **changes, data__train=wrong), tmp_path / "wrong")
 
 
+def test_parquet_shards_come_as_large_files(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    hub.add("team/tiny", MODEL)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(tone_rows(10)), tmp_path / "shard")
+    hub.add("datasets/team/rows", {"data/train-00000-of-00001.parquet": (tmp_path / "shard").read_bytes()})
+    train = {"uri": "hf://team/rows", "endpoint": hub.endpoint, "split": "train[:40%]"}
+    job = _job(hub, rows, data__train=train, data__validationFraction=None, data__stratifyBy=None)
+    assert [row.fields for row in _fetch(job, tmp_path / "scratch").rows.split.train] == tone_rows(4)
+
+
+def test_a_server_that_is_no_hub_is_told(rows: Path, tmp_path: Path) -> None:
+    import http.server
+    import threading
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Welcome</html>")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        job = make_job(Path("/none"), rows, f"file://{tmp_path}/runs", model__uri="hf://team/tiny", model__endpoint=endpoint)
+        with pytest.raises(ModelError, match=r"does not answer as a hub does .*: correct model\.endpoint"):
+            _fetch(job, tmp_path / "scratch")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_the_clients_own_cache_serves_who_may_not_ask_the_hub(hub: Hub, rows: Path, tmp_path: Path) -> None:
     """An air-gapped cluster: a volume with the hub's cache, HF_HUB_CACHE and HF_HUB_OFFLINE in pods.env."""
     from huggingface_hub import constants, snapshot_download
@@ -259,6 +294,29 @@ def test_a_run_from_the_hub_resumes_on_its_commit_while_the_hub_is_away(
     assert model is not None
     assert (model.revision, model.license) == (commit, "mit")
     assert adapter_bytes(published) == adapter_bytes(calm)
+
+
+def test_a_whole_pod_trains_a_gated_model_on_a_dataset_of_the_hub(hub: Hub, tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Through PID 1, whose workers forbid the hub to the libraries, and with the Secret's key as a pod finds it."""
+    files = {path.name: path.read_bytes() for path in tiny_model.iterdir()} | {"README.md": b"---\nlicense: mit\n---\n"}
+    commit = hub.add("team/tiny", files, gated=True, let_in=("hf_good",))
+    hub.add("datasets/team/rows", {"train.jsonl": "".join(json.dumps(row) + "\n" for row in tone_rows(24)).encode()})
+    job = _job(
+        hub,
+        rows,
+        model__secretRef={"name": "hub"},
+        model__allowedLicenses=["mit"],
+        data__train={"uri": "hf://team/rows", "endpoint": hub.endpoint, "split": "train[:12]"},
+        training__maxSteps=2,
+    )
+    pod = Trainer(tmp_path / "pod", job, HF_HUB_OFFLINE="", OLIVINE_MODEL_HF_TOKEN="hf_good")
+    code, message = pod.end(120)
+    assert code == 0, pod.log.read_text()
+    assert message.snapshot is not None
+    model = message.snapshot.resolved.model
+    assert model is not None
+    assert (model.revision, model.license) == (commit, "mit")
+    assert "hf_good" not in pod.log.read_text()
 
 
 def test_errors_are_trainer_errors() -> None:

@@ -218,7 +218,7 @@ def test_a_baseline_that_is_no_number_does_not_poison_the_run(tmp_path: Path) ->
     records = RunRecords(local_store(tmp_path))
     measured = Evaluated(metrics={"evalLoss": math.nan, "perplexity": math.inf, "accuracy": 0.5}, answers=["joy"])
     run: Any = SimpleNamespace(
-        claim=SimpleNamespace(records=records),
+        claim=SimpleNamespace(records=records, attempt=take_attempt(records.run)),
         board=Board(None),
         engine=SimpleNamespace(model=SimpleNamespace(disable_adapter=_Nothing)),
         evaluator=SimpleNamespace(everything=lambda _: measured),

@@ -333,3 +333,8 @@ def test_azure_needs_an_account(tmp_path: Path) -> None:
     assert dict(access.keys) == {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "AZURE_STORAGE_ACCOUNT_KEY": "c2VjcmV0"}
     assert "c2VjcmV0" not in repr(access)
     Store(access)
+    access = resolve_access(job.spec, "storage", environ | {"OLIVINE_STORAGE_AZURE_ACOUNT": "x"})
+    with pytest.raises(
+        ConfigurationError, match=r"'azure_acount' is not valid .*; remove that key from the Secret of storage\.secretRef"
+    ):
+        Store(access)

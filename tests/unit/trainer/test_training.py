@@ -111,13 +111,16 @@ def test_a_repeated_pod_repeats_the_end(tiny_model: Path, rows: Path, tmp_path: 
     assert sorted(str(path) for path in folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", ["missing part", "flipped byte", "no manifest"])
+@pytest.mark.parametrize("damage", ["missing part", "torn part", "flipped byte", "no manifest"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(killed: Any, tmp_path: Path, uninterrupted: Any, damage: str) -> None:
     checkpoints = Path(_run_folder(killed).uri.removeprefix("file://")) / "checkpoints"
     newest = max(checkpoints.iterdir())
     assert newest.name == "step-00000006-a0001"
     if damage == "missing part":
         (newest / "optimizer.safetensors").unlink()
+    elif damage == "torn part":
+        content = (newest / "adapter.safetensors").read_bytes()
+        (newest / "adapter.safetensors").write_bytes(content[: len(content) // 2])
     elif damage == "no manifest":
         (newest / "manifest.json").unlink()
     else:
@@ -128,7 +131,8 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(killed: Any, tmp_pat
     assert restored.status is not None
     assert restored.status.step == 3
     assert [str(skipped.name) for skipped in restored.skipped] == [newest.name]
-    says = {"missing part": "optimizer.safetensors is missing", "flipped byte": "adapter.safetensors is damaged"}
+    damaged = "adapter.safetensors is damaged"
+    says = {"missing part": "optimizer.safetensors is missing", "torn part": damaged, "flipped byte": damaged}
     assert says.get(damage, "no manifest") in restored.skipped[0].why
     resumed = run_job(killed, tmp_path / "second")
     assert resumed.snapshot.resumed_from_step == 3

@@ -171,7 +171,7 @@ def _measure_base(run: Run) -> Baseline:
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
         if run.world.leads:
-            run.claim.records.record_baseline(baseline)
+            run.claim.records.record_baseline(run.claim.attempt, baseline)
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
     return baseline

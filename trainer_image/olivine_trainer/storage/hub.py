@@ -23,7 +23,7 @@ from olivine_trainer.faults import is_disk_fault
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, user_error
 from olivine_trainer.storage.hub_failures import Asking, EntryMissingError, HubUnavailableError, explain_hub, missing
-from olivine_trainer.storage.store import RETRY_DELAYS, Listing, ObjectInfo
+from olivine_trainer.storage.store import PATIENCE_SECONDS, RETRY_DELAYS, Listing, ObjectInfo
 
 Result = TypeVar("Result")
 
@@ -259,6 +259,7 @@ class HubRepository:
         from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
+        begun = time.monotonic()
         for delay in (*self._delays, None):
             try:
                 with self._client():
@@ -268,7 +269,7 @@ class HubRepository:
                     raise  # of this machine's, not of the hub's
                 if (told := explain_hub(error, self._asking)) is not None:
                     raise told from None
-                if delay is None:
+                if delay is None or time.monotonic() - begun > PATIENCE_SECONDS:
                     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     raise HubUnavailableError(f"reading failed at {self.place}: {first[:300]}") from error
                 self._sleep(delay)

@@ -1,5 +1,6 @@
 """What a hub's answers mean: the user's to mend, or the hub's own (retried, then exit code 30)."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,8 @@ def explain_hub(error: Exception, asking: Asking) -> TrainerError | None:
         (hub.RepositoryNotFoundError, _no_repository),
         (hub.RemoteEntryNotFoundError, _no_entry),
         (hub.FileMetadataError, _no_hub),
+        (json.JSONDecodeError, _no_hub),
+        (hub.DisabledRepoError, _denied),
         (hub.HFValidationError, _no_address),
     )
     for kind, sentence in told:
@@ -64,6 +67,8 @@ def explain_hub(error: Exception, asking: Asking) -> TrainerError | None:
             return sentence(asking)
     if _status(error) in (401, 403):
         return _denied(asking)
+    if _status(error) in (400, 404, 410):
+        return _no_repository(asking)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         raise error
     return None

@@ -138,8 +138,9 @@ class RunRecords:
         found = self.run.get(BASELINE)
         return Baseline.model_validate_json(found.data) if found is not None else None
 
-    def record_baseline(self, baseline: Baseline) -> None:
+    def record_baseline(self, mine: Attempt, baseline: Baseline) -> None:
         """Keep the base model's measurements for the attempts to come; the first to finish wins, all measure the same."""
+        require_head(self.run, mine)
         self.run.put_if_absent(BASELINE, _json(baseline))
 
     def progress_before(self, attempt: int) -> AttemptProgress | None:

@@ -26,7 +26,7 @@ _NOT_IMPLEMENTED = ("status: 501", "501 Not Implemented", "NotImplemented")
 
 # Seconds between the tries of one request: a store may be away for half a minute. Other ranks wait at most 5 minutes for a word.
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)
-_PATIENCE_SECONDS = 150  # no further try after that, however long each of them takes
+PATIENCE_SECONDS = 150  # no further try after that, however long each of them takes
 _HURRIED_TRIES = 3  # of one request once the pod is to go: the grace must suffice for a whole checkpoint
 PIECE = 8 << 20  # bytes of one request of a download: what is large must not start over from its first byte
 # One request with its body (uploads go in pieces, too): a store that is silent for longer is tried again.
@@ -323,7 +323,7 @@ class Store:
                     raise told from None
                 spent = (
                     delay is None
-                    or time.monotonic() - begun > _PATIENCE_SECONDS
+                    or time.monotonic() - begun > PATIENCE_SECONDS
                     or (tries >= _HURRIED_TRIES and self._mood.hurried())
                 )
                 if spent or not is_retryable(error, granted=self._mood.granted):
@@ -337,7 +337,9 @@ def _unusable(place: Place, error: Exception, *, ca: str | None = None) -> Train
     field = FIELDS[place.role]
     first = (str(error).splitlines() or [type(error).__name__])[0][:300]
     advice = f"correct {field}.uri or {field}.endpoint"
-    if ca is not None:
+    if isinstance(error, obs.UnknownConfigurationKeyError):
+        advice = f"remove that key from the Secret of {field}.secretRef"
+    elif ca is not None:
         advice = f"CA_BUNDLE in the Secret of {field}.secretRef must hold certificates in PEM form"
     return user_error(place, Reason.INVALID_SPEC, f"{place} cannot be used: {first}; {advice}")
 
