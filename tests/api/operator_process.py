@@ -167,8 +167,8 @@ class OperatorProcess:
         """Reports as a trainer does: by the endpoint's name, trusting the job's CA only."""
         context = ssl.create_default_context(cadata=ca)
         host = f"olivine-status.{NAMESPACE}.svc"
-        plain = socket.create_connection(("127.0.0.1", self.status_port), timeout=10)
-        connection = http.client.HTTPSConnection(host, timeout=10)
+        plain = socket.create_connection(("127.0.0.1", self.status_port), timeout=15)
+        connection = http.client.HTTPSConnection(host, timeout=15)
         connection.sock = context.wrap_socket(plain, server_hostname=host)
         own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         # An iterator goes out in chunks, without a length.

@@ -192,6 +192,18 @@ def test_a_pod_of_an_earlier_attempt_tells_nothing_any_more(ns: Namespace, opera
     assert (code, "attempt 1 is over: the job is at attempt 2" in text) == (409, True)
 
 
+def test_of_several_pods_the_first_one_reports(ns: Namespace, operator: OperatorProcess) -> None:
+    ns.apply("report", pods={"count": 2})
+    pods = wait_for("both pods", lambda: found if len(found := ns.pods("report")) == 2 else None, seconds=20)
+    by_index = {pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]: pod for pod in pods}
+    for pod in pods:
+        ns.pod_runs(pod)
+    ns.wait_phase("report", Phase.RUNNING)
+    code, text = posted(operator, "report", ns, token=pod_token(ns.kube, by_index["1"]), ca=ca_of(ns))
+    assert (code, "the pod with index 0 reports for all" in text) == (403, True)
+    assert posted(operator, "report", ns, token=pod_token(ns.kube, by_index["0"]), ca=ca_of(ns))[0] == 204
+
+
 def test_an_expired_token_is_refused(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
     ca, good = ca_of(ns), pod_token(ns.kube, pod)
     # Signed with the cluster's own key: the same claims with another end are good, so that the end alone is what is refused.
@@ -237,6 +249,16 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(ns: Namespace, operato
 
     code, text = operator.post(ns.name, "report", endless(), token=pod_token(ns.kube, pod), ca=ca_of(ns))
     assert (code, "at most 65536 bytes" in text) == (413, True)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
+    def dawdling() -> Iterator[bytes]:
+        yield b"{"
+        time.sleep(11)
+        yield b"}"
+
+    code, text = operator.post(ns.name, "report", dawdling(), token=pod_token(ns.kube, pod), ca=ca_of(ns))
+    assert (code, "within 10 seconds" in text) == (408, True)
 
 
 def test_one_ca_follows_another_while_a_trainer_reports(

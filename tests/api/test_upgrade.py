@@ -1,18 +1,20 @@
-"""From the previous release: its chart's objects, and a job that its operator had running, in a cluster of their own."""
+"""From the previous release by the real helm, with a job that the old operator had running, in a cluster of its own."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from devcluster.clients import clients
 from devcluster.controlplane import ControlPlane
 from olivine_api import names
 from olivine_api.status import FineTuneJobStatus, Phase
 from tests.api.jobs import FINAL, Namespace, snapshot
 from tests.api.kube import CONFIG_MAPS, FTJ, JOBS, Json, Kube
 from tests.api.operator_process import PATHS, OperatorProcess, kubeconfig_of_operator, pod_token
-from tests.support.chart import NAMESPACE, ROOT, read_objects, render_chart, settings_of, the
+from tests.support.chart import CHART, NAMESPACE, ROOT, read_objects, render_chart, settings_of, the
 from tests.support.wait import wait_for
 
 OLD = ROOT / "tests/fixtures/release-0.1.0"
@@ -27,17 +29,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
 
 
 @pytest.fixture(scope="module")
-def upgraded(cluster: Kube) -> "Upgraded":
-    return Upgraded(cluster)
+def upgraded(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) -> "Upgraded":
+    return Upgraded(cluster, tmp_path_factory.mktemp("old-chart"))
+
+
+def old_chart(folder: Path) -> Path:
+    """A chart that renders to what the previous one did."""
+    (folder / "templates").mkdir()
+    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: olivine\nversion: 0.1.0\nappVersion: 0.1.0\n")
+    (folder / "rendered.yaml").write_text((OLD / "chart.yaml").read_text())
+    (folder / "templates/all.yaml").write_text('{{ .Files.Get "rendered.yaml" }}\n')
+    return folder
 
 
 class Upgraded:
     """The previous release with a running job, then today's chart over it."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, folder: Path) -> None:
         self.kube = kube
-        kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        self.apply(read_objects((OLD / "chart.yaml").read_text()))
+        self.helm("install", "olivine", str(old_chart(folder)), "--create-namespace")
         self.old_deployment = kube.must("GET", f"{PATHS['Deployment']}/olivine-operator")
         kube.must("POST", "/api/v1/namespaces", {"metadata": {"name": "upgrade"}})
         self.ns = Namespace(kube, "upgrade")
@@ -48,14 +58,14 @@ class Upgraded:
         self.pod = self.ns.wait_pod(NAME)
         self.ns.pod_runs(self.pod)
         self.job = self.ns.wait_job(NAME)
-        # What helm does: each object is patched, none is made anew.
+        self.helm("upgrade", "olivine", str(CHART), "--set", "trainer.image.repository=trainer")
         self.objects = render_chart(values={"trainer": {"image": {"repository": "trainer"}}})
-        self.apply(self.objects)
 
-    def apply(self, objects: list[Json]) -> None:
-        for item in objects:
-            answer = self.kube.apply(PATHS[item["kind"]], item)
-            assert answer.ok, f"{item['kind']} {item['metadata']['name']}: {answer.message}"
+    def helm(self, *words: str) -> None:
+        """As an administrator runs it."""
+        command = [str(clients().build() / "helm"), *words, "--namespace", NAMESPACE, "--kubeconfig", str(self.kube.kubeconfig)]
+        said = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert said.returncode == 0, said.stderr
 
     def _job_of_the_old_operator(self) -> Json:
         text = (OLD / "job.json").read_text()
@@ -140,6 +150,16 @@ def test_a_job_that_runs_goes_on_and_ends_under_the_new_operator(upgraded: Upgra
     finally:
         operator.stop()
     assert "Traceback" not in operator.log.read_text()
+
+
+def test_uninstalling_keeps_definitions_and_jobs(upgraded: Upgraded) -> None:
+    kube = upgraded.kube
+    upgraded.helm("uninstall", "olivine")
+    assert kube.request("GET", f"{PATHS['Deployment']}/olivine-operator").code == 404
+    assert kube.request("GET", f"{PATHS['ClusterRole']}/olivine-operator").code == 404
+    for name in ("finetunejobs.olivine.dev", "adapterbundles.olivine.dev"):
+        assert kube.must("GET", f"{PATHS['CustomResourceDefinition']}/{name}")
+    assert upgraded.ns.raw(NAME)["metadata"]["uid"] == upgraded.stored["metadata"]["uid"]
 
 
 def ca_of(ns: Namespace) -> str:

@@ -34,8 +34,8 @@ def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings
     defaults, pods = settings.trainer.pod_defaults, spec.pods
     copied = {key: value for key, value in job.labels.items() if key.startswith(f"{names.GROUP}/")}
     metadata = {
-        "labels": {**(pods.labels or {}), **copied, **own_labels(job)},
-        "annotations": {**job.annotations, **(pods.annotations or {})},
+        "labels": {**defaults.labels, **(pods.labels or {}), **copied, **own_labels(job)},
+        "annotations": {**defaults.annotations, **job.annotations, **(pods.annotations or {})},
     }
     body = {
         "restartPolicy": "Never",
@@ -47,13 +47,13 @@ def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings
         "containers": [_container(spec, settings, leader)],
         "volumes": volumes(job, spec, settings),
         "serviceAccountName": pods.service_account_name,
-        "priorityClassName": pods.priority_class_name,
-        "runtimeClassName": pods.runtime_class_name,
-        "schedulerName": pods.scheduler_name,
+        "priorityClassName": pods.priority_class_name or defaults.priority_class_name,
+        "runtimeClassName": pods.runtime_class_name or defaults.runtime_class_name,
+        "schedulerName": pods.scheduler_name or defaults.scheduler_name,
         "nodeSelector": {**defaults.node_selector, **(pods.node_selector or {})},
         "tolerations": [*defaults.tolerations, *_dumped(pods.tolerations or ())],
-        "affinity": pods.affinity.to_json_dict() if pods.affinity is not None else None,
-        "topologySpreadConstraints": _spread(job, pods),
+        "affinity": pods.affinity.to_json_dict() if pods.affinity is not None else defaults.affinity,
+        "topologySpreadConstraints": _spread(job, pods, defaults),
         "imagePullSecrets": _dumped(
             pods.image_pull_secrets if pods.image_pull_secrets is not None else defaults.image_pull_secrets
         ),
@@ -62,13 +62,14 @@ def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings
 
 
 def _present(members: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in members.items() if value not in (None, [], {})}
+    return {key: value for key, value in members.items() if value not in (None, "", [], {})}
 
 
-def _spread(job: JobView, pods: Pods) -> list[dict[str, Any]]:
+def _spread(job: JobView, pods: Pods, defaults: PodDefaults) -> list[dict[str, Any]]:
     """Without a selector, a constraint means the job's own pods."""
     own = {"labelSelector": {"matchLabels": {names.LABEL_JOB_UID: job.uid}}}
-    return [own | constraint for constraint in _dumped(pods.topology_spread_constraints or ())]
+    wished = pods.topology_spread_constraints
+    return [own | constraint for constraint in (_dumped(wished) if wished is not None else defaults.topology_spread_constraints)]
 
 
 def _dumped(models: Iterable[Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,13 @@ class PodDefaults(ApiModel):
     node_selector: dict[str, str] = {}
     tolerations: list[RawObject] = []
     image_pull_secrets: list[LocalObjectReference] = []
+    affinity: RawObject = {}
+    topology_spread_constraints: list[RawObject] = []
+    priority_class_name: str | None = None
+    runtime_class_name: str | None = None
+    scheduler_name: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
 
 
 class TrainerSettings(ApiModel):

@@ -3,6 +3,7 @@
 Every replica serves it. One that does not lead checks a report and hands it to the leader, which checks it again.
 """
 
+import asyncio
 import json
 import logging
 import ssl
@@ -27,6 +28,7 @@ from olivine_operator.runtime.tokens import Caller
 
 _log = logging.getLogger(__name__)
 _LONGEST_TOKEN = 16 * 1024
+_BODY_SECONDS = 10.0
 _REPORTS_PER_SECOND = 1.0
 # A good token needs one review in ten minutes; forged ones must not keep the API server from reviewing others'.
 _REVIEWS_PER_SECOND = 0.2
@@ -103,7 +105,8 @@ class StatusServer:
             caller = await self._caller(request, namespace, name)
             job = self._job_of(caller, namespace, name)
             self._admit(job, caller)
-            body = await request.read()
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await request.read()
             if not self._leading():
                 return await self._hand_on(request, body)
             self._take(job, caller, body)
@@ -112,6 +115,8 @@ class StatusServer:
             response = _answer(error.status, str(error), error.retry_after)
         except ApiError as error:
             response = _answer(503, f"the token cannot be verified now: {error.message}", retry_after=5)
+        except TimeoutError:
+            response = _answer(408, f"a report is to be here within {_BODY_SECONDS:.0f} seconds")
         except web.HTTPRequestEntityTooLarge:
             response = _answer(413, f"a report has at most {names.STATUS_BODY_LIMIT} bytes")
         self._metrics.status_posts.labels(_RESULTS.get(response.status, "refused")).inc()
@@ -201,6 +206,7 @@ _RESULTS = {
     400: "invalid",
     401: "unauthenticated",
     403: "forbidden",
+    408: "invalid",
     409: "ended",
     413: "too_large",
     422: "invalid",

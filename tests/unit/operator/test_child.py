@@ -16,7 +16,7 @@ from olivine_api.status import Overrides
 from olivine_operator.plan.child import build_child
 from olivine_operator.plan.outcome import CreateChild
 from olivine_operator.plan.settings import OperatorSettings, TrainerSettings
-from tests.unit.operator.builders import SETTINGS, SPEC, UID, job
+from tests.unit.operator.builders import KEY, SETTINGS, SPEC, UID, job
 
 DEFAULTS: dict[str, Any] = {
     "volumes": [{"name": "environment", "emptyDir": {}}],
@@ -118,6 +118,37 @@ def test_the_admins_defaults_hold_unless_the_user_says_otherwise() -> None:
     assert pod["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}}
     assert pod["containers"][0]["image"] == "mine:2"
     assert pod["nodeSelector"] == {"pool": "a", "disk": "ssd"}
+
+
+def test_where_pods_go_and_what_they_carry_has_defaults_too() -> None:
+    spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    defaults = {
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [spread],
+        "priorityClassName": "training",
+        "runtimeClassName": "nvidia",
+        "schedulerName": "volcano",
+        "labels": {"cost": "ml", names.LABEL_JOB: "nobody"},
+        "annotations": {"a": "admin", "b": "admin"},
+    }
+    settings = OperatorSettings.model_validate({"namespace": "o", "trainer": {"image": "t:1", "podDefaults": defaults}})
+    pod = pod_of(build(settings=settings))
+    assert {key: pod[key] for key in ("affinity", "priorityClassName", "runtimeClassName", "schedulerName")} == {
+        key: defaults[key] for key in ("affinity", "priorityClassName", "runtimeClassName", "schedulerName")
+    }
+    # A constraint without a selector means the job's own pods, whoever set it.
+    assert pod["topologySpreadConstraints"] == [{"labelSelector": {"matchLabels": {names.LABEL_JOB_UID: UID}}, **spread}]
+    wishes = {"priorityClassName": "mine", "labels": {"cost": "mine"}, "annotations": {"b": "user"}, "schedulerName": "mine"}
+    made = build(settings=settings, pods=wishes)
+    metadata = made.job["spec"]["template"]["metadata"]
+    assert (pod_of(made)["priorityClassName"], pod_of(made)["schedulerName"]) == ("mine", "mine")
+    assert metadata["annotations"] == {"a": "admin", "b": "user"}
+    assert metadata["labels"]["cost"] == "mine"
+    assert metadata["labels"][names.LABEL_JOB] == KEY[1]
+    # The chart's own values say "none" by an empty text.
+    empty = dict.fromkeys(("priorityClassName", "runtimeClassName", "schedulerName"), "")
+    settings = OperatorSettings.model_validate({"namespace": "o", "trainer": {"image": "t:1", "podDefaults": empty}})
+    assert not {"priorityClassName", "runtimeClassName", "schedulerName"} & set(pod_of(build(settings=settings)))
 
 
 @pytest.mark.parametrize(("size", "right"), {"256Mi": True, "1.5G": True, "1024": True, "1GB": False, "lots": False}.items())
