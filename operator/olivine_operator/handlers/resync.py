@@ -21,6 +21,9 @@ _CRD_SECONDS = 2.0
 # After a listing that found a watch behind, the next one comes soon.
 _SUSPICIOUS_SECONDS = 30.0
 _MISSED_LISTINGS = 3
+# A watch tells of what we wrote ourselves within a second; one that does not is looked into, without waiting for the next listing.
+_ECHO_SECONDS = 20.0
+_GLANCE_SECONDS = 10.0
 
 
 class NotInSyncError(Exception):
@@ -99,6 +102,29 @@ class Resync:
                 found.append(watched)
         return found
 
+    async def _forget_where_gone(self, watched: Watched) -> bool:
+        """Whether an optional kind was taken out of the cluster: nothing of it may be known, made or waited for any more."""
+        if watched.kind not in {other.kind for other in self._feed.optional()}:
+            return False
+        for again in (True, False):
+            if await self._is_served(watched.kind):
+                return False
+            if again:
+                await asyncio.sleep(_LAG_SECONDS)  # an API server that has just started may not know its kinds yet
+        _log.warning("the cluster has no %s any more", watched.kind.plural)
+        self._feed.forget(watched)
+        self._behind.pop(watched.kind, None)
+        return True
+
+    async def _is_served(self, kind: Kind) -> bool:
+        try:
+            await self._api.list(kind, limit=1)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return False
+        return True
+
     async def _missing(self, kind: Kind) -> str | None:
         try:
             await self._api.list(kind, limit=1)
@@ -120,6 +146,8 @@ class Resync:
     async def catch_up(self) -> None:
         """Mends the cache now, whatever the watches tell: before the first decisions of a new leader."""
         for watched in self._feed.watched:
+            if await self._forget_where_gone(watched):
+                continue
             listed = await self._without_the_gone(watched)
             for uid in self._stale(watched, listed):
                 await self._fetch(watched, uid, *listed[uid][1:])
@@ -128,16 +156,27 @@ class Resync:
     async def keep(self) -> None:
         """Compares for ever."""
         while True:
-            await asyncio.sleep(_SUSPICIOUS_SECONDS if self._behind else self._every)
+            await self._rest()
             try:
                 for watched in self._feed.watched:
-                    await self.compare(watched)
+                    if not await self._forget_where_gone(watched):
+                        await self.compare(watched)
                 self._listed_at = self._clock()
                 self._appeared = [watched.kind.plural for watched in await self._new_kinds()]
             except ApiError as error:
                 _log.warning("the cache was not compared: %s", error.message)
             except Exception:  # noqa: BLE001 - what one listing holds must not end the operator
                 _log.exception("the cache was not compared")
+
+    async def _rest(self) -> None:
+        """Until the next comparison; no longer than until a watch is silent about something that it ought to have told."""
+        if self._behind:
+            await asyncio.sleep(_SUSPICIOUS_SECONDS)
+            return
+        left = self._every
+        while left > 0 and not any(_is_silent(watched) for watched in self._feed.watched):
+            await asyncio.sleep(min(left, _GLANCE_SECONDS))
+            left -= _GLANCE_SECONDS
 
     async def compare(self, watched: Watched) -> None:
         """Drops what is gone, and fetches what the watch did not tell."""
@@ -151,7 +190,7 @@ class Resync:
             if await self._fetch(watched, uid, *listed[uid][1:]):
                 self._metrics.stale_objects.labels(watched.kind.name).inc()
                 missed += 1
-        self._judge(watched, missed=missed > 0)
+        self._judge(watched, missed=missed > 0 or _is_silent(watched))
 
     async def _without_the_gone(self, watched: Watched) -> dict[str, tuple[str, str, str]]:
         before = watched.shelf.versions()
@@ -202,3 +241,7 @@ class Resync:
             token = page["metadata"].get("continue")
             if not token:
                 return found
+
+
+def _is_silent(watched: Watched) -> bool:
+    return watched.shelf.unheard_seconds() > _ECHO_SECONDS

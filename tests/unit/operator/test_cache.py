@@ -56,6 +56,34 @@ def test_an_end_of_unknown_version_is_an_end() -> None:
     assert shelf.put(pod(resource_version="99"))
 
 
+def test_what_we_wrote_is_unheard_until_the_watch_tells_of_it_or_of_its_end() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    shelf.put(pod(resource_version="9"))
+    now = 50.0
+    assert shelf.unheard_seconds() == 0
+    shelf.keep(pod(resource_version="10"))
+    shelf.keep(pod("other", resource_version="11"))
+    now = 53.0
+    # A later write does not make it younger.
+    shelf.keep(pod(resource_version="12"))
+    assert shelf.unheard_seconds() == 3
+    shelf.heard("tone-0", "9")
+    assert shelf.unheard_seconds() == 3
+    shelf.heard("tone-0", "10")
+    shelf.bury("other", "13")
+    assert shelf.unheard_seconds() == 0
+
+
+def test_an_answer_that_the_watch_was_faster_than_waits_for_nothing() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    shelf.put(pod(resource_version="10"))
+    shelf.keep(pod(resource_version="10"))
+    now = 60.0
+    assert shelf.unheard_seconds() == 0
+
+
 def test_a_child_with_another_owner_is_not_the_jobs_nor_are_its_pods() -> None:
     cache, view = Cache(), job()
     cache.children.put(replace(child(), owner_uid="somebody", uid="foreign"))
