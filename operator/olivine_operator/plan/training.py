@@ -1,6 +1,6 @@
 """A job whose child exists: what the child and its pods say becomes conditions, incidents and ends."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from pydantic import ValidationError
 

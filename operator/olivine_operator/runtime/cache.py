@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from olivine_operator.plan.observed import ChildView, JobView, Key, NamespaceView, PodView, WorkloadView
@@ -144,8 +145,12 @@ class Cache:
         """The job's own Job or JobSet: one with another owner is never taken for it."""
         jobs = self.children.of(job.key)
         child = next((child for child in (*jobs, *self.jobsets.of(job.key)) if child.owner_uid == job.uid), None)
-        inner = next((inner for inner in jobs if child is not None and inner.owner_uid == child.uid), None)
-        return child.with_inner(inner) if child is not None and inner is not None else child
+        if child is None:
+            return None
+        inner = next((inner for inner in jobs if inner.owner_uid == child.uid), None)
+        child = child.with_inner(inner) if inner is not None else child
+        # Kueue may manage what carries no queue's label, too (manageJobsWithoutQueueName): its suspend is not ours to fight over.
+        return replace(child, queued=True) if self._workload(job, child) is not None else child
 
     def keep_child(self, child: ChildView) -> None:
         """Takes a child as a request's answer shows it, before the watch tells."""
@@ -170,5 +175,7 @@ class Cache:
     def workload_of(self, job: JobView) -> WorkloadView | None:
         """Kueue's Workload of the job's own child."""
         child = self.child(job)
-        found = self.workloads.of(job.key)
-        return next((workload for workload in found if child is not None and workload.owner_uid == child.uid), None)
+        return self._workload(job, child) if child is not None else None
+
+    def _workload(self, job: JobView, child: ChildView) -> WorkloadView | None:
+        return next((workload for workload in self.workloads.of(job.key) if workload.owner_uid == child.uid), None)

@@ -7,6 +7,7 @@ import pytest
 from olivine_operator.runtime.cache import Cache, Shelf
 from olivine_operator.runtime.status_writer import merge_patch
 from tests.unit.operator.builders import KEY, child, job, pod
+from tests.unit.operator.test_queueing import WORKLOAD
 
 
 def test_only_what_is_newer_is_news() -> None:
@@ -82,6 +83,28 @@ def test_an_answer_that_the_watch_was_faster_than_waits_for_nothing() -> None:
     shelf.keep(pod(resource_version="10"))
     now = 60.0
     assert shelf.unheard_seconds() == 0
+
+
+def test_what_kueue_made_a_workload_of_is_kueues_with_or_without_a_queues_label() -> None:
+    cache, view = Cache(), job()
+    cache.keep_child(child(suspended=True))
+    found = cache.child(view)
+    assert found is not None
+    assert not found.queued
+    cache.workloads.put(WORKLOAD)
+    cache.workloads.put(replace(WORKLOAD, uid="w2", owner_uid="another"))
+    found = cache.child(view)
+    assert found is not None
+    assert found.queued
+    assert cache.workload_of(view) == WORKLOAD
+
+
+def test_pods_whose_child_is_gone_are_known_by_their_label_and_may_not_report() -> None:
+    cache, view = Cache(), job()
+    cache.pods.put(pod())
+    cache.pods.put(pod("namesakes", job_uid="another"))
+    assert [left.name for left in cache.pods_left(view)] == ["tone-0"]
+    assert cache.pods_of(view) == ()
 
 
 def test_a_child_with_another_owner_is_not_the_jobs_nor_are_its_pods() -> None:

@@ -7,8 +7,8 @@ from olivine_api.reasons import Reason
 from olivine_api.status import FineTuneJobStatus, Phase
 from olivine_operator.plan.observed import ChildCondition
 from olivine_operator.plan.outcome import CreateChild, DeleteChild, SuspendChild
-from tests.unit.operator.test_queueing import QUEUE, WORKLOAD
 from tests.unit.operator.builders import after, child, condition, failed, look, pod, report, running
+from tests.unit.operator.test_queueing import QUEUE, WORKLOAD
 
 RUNNING = pod(phase="Running", started_at=after(0))
 

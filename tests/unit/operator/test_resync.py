@@ -306,7 +306,8 @@ def test_a_kind_that_is_taken_out_of_the_cluster_is_forgotten_and_keeps_nobody_f
         asked.clear()
         api.groups.remove("jobset.x-k8s.io/v1alpha2")
         if moment == "a new leader":
-            return await resync.catch_up()
+            await resync.catch_up()
+            return
         keeping = asyncio.create_task(resync.keep())
         async with asyncio.timeout(5):
             while cache.serves_jobsets:
