@@ -5,7 +5,7 @@ import json
 from olivine_api import names
 from olivine_api.exit_codes import Category
 from olivine_api.status import Phase
-from tests.api.jobs import FINAL, Namespace, snapshot
+from tests.api.jobs import FINAL, Namespace, now, snapshot, words
 from tests.api.kube import CONFIG_MAPS, FTJ, JOBS, PODS
 from tests.api.operator_process import OperatorProcess, pod_token
 from tests.support.wait import wait_for
@@ -149,6 +149,31 @@ def test_cancelled_its_job_is_deleted_and_it_stays_failed(ns: Namespace, operato
     assert "cancel is final" in answer.message
     assert ns.status("off").phase is Phase.FAILED
     assert not ns.children(JOBS, "off")
+
+
+def test_what_a_cancelled_jobs_pod_says_last_is_taken_over(ns: Namespace, operator: OperatorProcess) -> None:
+    """It saves a checkpoint before it goes; the one that status told of may be pruned by then."""
+    node = f"node-of-{ns.name}"
+    ns.make_node(node)
+    ns.apply("last", pods=ns.on_node)
+    pod = ns.wait_pod("last")
+    wait_for("the pod is bound", lambda: ns.pods("last")[0]["spec"].get("nodeName") == node, seconds=10)
+    ns.pod_runs(pod)
+    ns.wait_phase("last", Phase.RUNNING)
+    ns.change("last", cancel=True)
+    ns.wait_reason("last", "Failed", "Cancelled")
+    path = ns.path(PODS, pod["metadata"]["name"])
+    wait_for("its pod is asked to go", lambda: "deletionTimestamp" in ns.kube.must("GET", path)["metadata"], seconds=60)
+    assert not ns.children(JOBS, "last")
+    saved = {"uri": "s3://olivine/runs/x/checkpoints/step-00000007-a0001", "step": 7, "digest": "d", "savedAt": now()}
+    ns.pod_ends(pod, 40, words("Interrupted", step=7, snapshot=snapshot("Training", 7, checkpoint=saved)))
+    # As kubelet does it.
+    ns.kube.must("DELETE", path, {"gracePeriodSeconds": 0})
+    wait_for("the checkpoint", lambda: ns.status("last").checkpoint is not None, seconds=10)
+    status = ns.status("last")
+    assert status.checkpoint is not None
+    assert (status.checkpoint.step, status.phase, status.restarts) == (7, Phase.FAILED, 0)
+    ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
 
 
 def test_a_suspended_job_is_cancelled_by_the_same_patch(ns: Namespace, operator: OperatorProcess) -> None:

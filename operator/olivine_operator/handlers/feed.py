@@ -51,19 +51,8 @@ class Feed:
     def watch_too(self, watched: Watched) -> None:
         """Adds a kind that the cluster has; before the watches begin."""
         self.watched = (*self.watched, watched)
-        self._tell_cache()
-
-    def forget(self, watched: Watched) -> None:
-        """Drops a kind that the cluster has no more, and with it all that was known of its objects."""
-        self.watched = tuple(other for other in self.watched if other.kind is not watched.kind)
-        self._tell_cache()
-        for uid in watched.shelf.versions():
-            self.gone(watched, uid)
-
-    def _tell_cache(self) -> None:
-        kinds = {watched.kind for watched in self.watched}
-        self._cache.serves_jobsets = JOBSETS in kinds
-        self._cache.serves_workloads = not kinds.isdisjoint({WORKLOADS, OLD_WORKLOADS})
+        self._cache.serves_jobsets |= watched.kind is JOBSETS
+        self._cache.serves_workloads |= watched.kind.name == WORKLOADS.name
 
     def hear(self, watched: Watched, kind: str | None, raw: Raw) -> None:
         """An event of the watch."""

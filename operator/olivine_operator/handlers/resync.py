@@ -102,29 +102,6 @@ class Resync:
                 found.append(watched)
         return found
 
-    async def _forget_where_gone(self, watched: Watched) -> bool:
-        """Whether an optional kind was taken out of the cluster: nothing of it may be known, made or waited for any more."""
-        if watched.kind not in {other.kind for other in self._feed.optional()}:
-            return False
-        for again in (True, False):
-            if await self._is_served(watched.kind):
-                return False
-            if again:
-                await asyncio.sleep(_LAG_SECONDS)  # an API server that has just started may not know its kinds yet
-        _log.warning("the cluster has no %s any more", watched.kind.plural)
-        self._feed.forget(watched)
-        self._behind.pop(watched.kind, None)
-        return True
-
-    async def _is_served(self, kind: Kind) -> bool:
-        try:
-            await self._api.list(kind, limit=1)
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            return False
-        return True
-
     async def _missing(self, kind: Kind) -> str | None:
         try:
             await self._api.list(kind, limit=1)
@@ -146,8 +123,6 @@ class Resync:
     async def catch_up(self) -> None:
         """Mends the cache now, whatever the watches tell: before the first decisions of a new leader."""
         for watched in self._feed.watched:
-            if await self._forget_where_gone(watched):
-                continue
             listed = await self._without_the_gone(watched)
             for uid in self._stale(watched, listed):
                 await self._fetch(watched, uid, *listed[uid][1:])
@@ -159,8 +134,7 @@ class Resync:
             await self._rest()
             try:
                 for watched in self._feed.watched:
-                    if not await self._forget_where_gone(watched):
-                        await self.compare(watched)
+                    await self.compare(watched)
                 self._listed_at = self._clock()
                 self._appeared = [watched.kind.plural for watched in await self._new_kinds()]
             except ApiError as error:

@@ -1,7 +1,6 @@
 """Listings against the cache: what a watch missed is mended, and a watch that misses again and again is told of."""
 
 import asyncio
-import contextlib
 from typing import Any, cast
 
 import pytest
@@ -282,70 +281,6 @@ def test_kinds_that_the_cluster_has_are_watched(case: str) -> None:
     assert (cache.serves_jobsets, cache.serves_workloads) == (jobsets, workloads)
     if case == "both versions of Kueue":
         assert feed.watched[3].kind.prefix.endswith("v1beta2")
-
-
-def jobset() -> dict[str, Any]:
-    metadata = raw("set", "5")["metadata"]
-    metadata |= {"labels": {"olivine.dev/job": "tone"}, "creationTimestamp": "2026-01-01T12:00:00Z"}
-    return {"metadata": metadata, "spec": {"replicatedJobs": [{"template": {"spec": {"parallelism": 2}}}]}}
-
-
-@pytest.mark.parametrize("moment", ["periodic listing", "a new leader"])
-def test_a_kind_that_is_taken_out_of_the_cluster_is_forgotten_and_keeps_nobody_from_leading(moment: str) -> None:
-    """Several pods are a Job again; the listings of the other kinds go on."""
-    api = Young("jobset.x-k8s.io/v1alpha2", "kueue.x-k8s.io/v1beta2")
-    cache, asked = Cache(), list[Any]()
-    feed = Feed(cache, Memory(), asked.append)
-    every = 0.001 if moment == "periodic listing" else 600
-    resync = Resync(api=api, feed=feed, metrics=Metrics(), every_seconds=every, clock=lambda: 0.0)
-
-    async def live() -> None:
-        await resync.wait_for_crd()
-        feed.hear(feed.watched[3], "ADDED", jobset())
-        assert cache.serves_jobsets
-        asked.clear()
-        api.groups.remove("jobset.x-k8s.io/v1alpha2")
-        if moment == "a new leader":
-            await resync.catch_up()
-            return
-        keeping = asyncio.create_task(resync.keep())
-        async with asyncio.timeout(5):
-            while cache.serves_jobsets:
-                await asyncio.sleep(0.01)
-        keeping.cancel()
-
-    asyncio.run(live())
-    assert (cache.serves_jobsets, cache.serves_workloads) == (False, True)
-    assert [watched.kind.plural for watched in feed.watched] == ["finetunejobs", "jobs", "pods", "workloads"]
-    assert not list(cache.jobsets)
-    assert asked == [(KEY[0], "tone")]
-    assert resync.trouble() is None
-
-
-@pytest.mark.parametrize("code", [404, 500, 0])
-def test_a_kind_that_an_api_server_does_not_know_for_a_moment_stays(code: int) -> None:
-    feed, failing = Feed(Cache(), Memory(), lambda _: None), False
-
-    class Starting(Young):
-        async def list(self, kind: Kind, **options: Any) -> Any:
-            nonlocal failing
-            if failing and kind.name == "JobSet":
-                failing = False
-                raise ApiError(code, "", "the server could not find the requested resource")
-            return await super().list(kind, **options)
-
-    resync = Resync(api=Starting("jobset.x-k8s.io/v1alpha2"), feed=feed, metrics=Metrics(), every_seconds=600, clock=lambda: 0.0)
-
-    async def live() -> None:
-        nonlocal failing
-        await resync.wait_for_crd()
-        failing = True
-        with contextlib.suppress(ApiError):
-            await resync.catch_up()
-
-    asyncio.run(live())
-    assert not failing
-    assert [watched.kind.plural for watched in feed.watched[3:]] == ["jobsets"]
 
 
 def test_a_kind_that_comes_later_asks_for_a_new_start() -> None:
