@@ -194,6 +194,23 @@ def test_deleted_its_children_are_collected(ns: Namespace, operator: OperatorPro
     wait_for("no children", lambda: not any(ns.children(kind, "gone") for kind in (JOBS, PODS, CONFIG_MAPS)), seconds=60)
 
 
+def test_a_pod_of_somebody_elses_with_our_labels_keeps_the_operator_from_nothing(ns: Namespace, operator: OperatorProcess) -> None:
+    """Anybody who may create pods may write any labels: an index that is no number kept every new operator from starting."""
+    labels = {names.LABEL_JOB: "odd", "batch.kubernetes.io/job-completion-index": "first"}
+    container = {
+        "name": "c",
+        "image": "i",
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    body = {"metadata": {"name": "theirs", "labels": labels}, "spec": {"containers": [container], "securityContext": security}}
+    ns.kube.must("POST", ns.path(PODS), body)
+    operator.stop()
+    operator.start()
+    ns.apply("odd")
+    assert ns.wait_job("odd")["metadata"]["name"] != "theirs"
+
+
 def test_a_job_with_the_childs_name_is_not_adopted_but_waited_for(ns: Namespace, operator: OperatorProcess) -> None:
     uid = ns.apply("mine", suspend=True)["metadata"]["uid"]
     name = f"mine-{uid[:6]}"

@@ -69,6 +69,12 @@ class Shelf(Generic[V]):
         if self.put(view):
             self._unheard.setdefault(view.uid, (self._clock(), view.resource_version))
 
+    def outdated(self, view: V) -> None:
+        """That the API server has a later version than this one, as a conflict shows: the watch is to tell of that, too."""
+        known = self._by_uid.get(view.uid)
+        if known is not None and not newer(known.resource_version, view.resource_version):
+            self._unheard.setdefault(view.uid, (self._clock(), str(int(view.resource_version) + 1)))
+
     def heard(self, uid: str, version: str) -> None:
         """That the watch told of an object in a version."""
         expected = self._unheard.get(uid)

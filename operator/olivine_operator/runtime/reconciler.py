@@ -97,6 +97,8 @@ class Reconciler:
         try:
             written = await write_status(self._api, job, planned.status)
         except ApiError as error:
+            if error.code == 409:
+                self._cache.jobs.outdated(job)
             if error.code != 404:
                 raise
             return None  # the watch will tell

@@ -76,6 +76,24 @@ def test_what_we_wrote_is_unheard_until_the_watch_tells_of_it_or_of_its_end() ->
     assert shelf.unheard_seconds() == 0
 
 
+def test_what_a_conflict_shows_to_be_outdated_is_unheard_until_the_watch_tells_of_something_later() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    old = pod(resource_version="9")
+    shelf.put(old)
+    shelf.outdated(old)
+    now = 4.0
+    shelf.heard("tone-0", "9")
+    assert shelf.unheard_seconds() == 4
+    shelf.heard("tone-0", "12")
+    assert shelf.unheard_seconds() == 0
+    # The watch told while the request was under way.
+    shelf.put(pod(resource_version="12"))
+    shelf.outdated(old)
+    now = 9.0
+    assert shelf.unheard_seconds() == 0
+
+
 def test_an_answer_that_the_watch_was_faster_than_waits_for_nothing() -> None:
     now = 0.0
     shelf: Shelf = Shelf(clock=lambda: now)
