@@ -9,7 +9,7 @@ from olivine_api.finetunejob import parse_spec
 from olivine_api.reasons import Reason
 from olivine_api.status import Failure, World
 from olivine_operator.plan import endings, failures, incidents
-from olivine_operator.plan.child import build_config_map
+from olivine_operator.plan.child import build_config_map, build_service
 from olivine_operator.plan.counting import count_incidents
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.failures import PodFailure
@@ -17,7 +17,7 @@ from olivine_operator.plan.last_words import hear_last_words
 from olivine_operator.plan.limits import ended_by_deadline
 from olivine_operator.plan.live_config import digest_of, live_data
 from olivine_operator.plan.observed import ChildView
-from olivine_operator.plan.outcome import KeepConfigMap, SuspendChild, WriteConfig
+from olivine_operator.plan.outcome import KeepConfigMap, KeepService, SuspendChild, WriteConfig
 from olivine_operator.plan.queueing import follow_queue, suspended_by_user
 from olivine_operator.plan.resizing import keep_size
 from olivine_operator.plan.showing import show_pods, show_queued, show_resuming, show_suspended
@@ -47,6 +47,9 @@ def follow_child(draft: Draft, child: ChildView) -> None:
     if draft.terminal or _overrun(draft) or _crash_loop(draft) or ended_by_deadline(draft):
         return
 
+    if news and child.kind == "Job" and draft.wishes.pods > 1:
+        # Pods that do not find each other may lack the Service that somebody deleted.
+        draft.act(KeepService(service=build_service(draft.observed.job)))
     _keep_config_map(draft)
     _keep_config(draft, child)
     sized = keep_size(draft, child)
