@@ -21,7 +21,7 @@ from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.place import Place
 from olivine_trainer.world.world import World
-from tests.unit.trainer.faulty import LingerAfterPublishing, NoRoomFor, NoRoomToMove, SignalIn, SlowSteps
+from tests.unit.trainer.faulty import FarApart, LingerAfterPublishing, NoRoomFor, NoRoomToMove, SignalIn, SlowSteps
 from tests.unit.trainer.ranks import Rank, Ranks
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
 
@@ -288,6 +288,12 @@ def test_a_run_superseded_by_a_zombies_successor_writes_nothing_more(bench: Benc
     assert started[0].end().reason == Reason.SUPERSEDED
     assert started[1].code() == ExitCode.PEER_LOST, started[1].log
     assert not [item.key for item in run.list("artifacts")]
+
+
+def test_ranks_that_are_further_apart_than_a_collective_waits_lose_one_another_only_in_a_step(bench: Bench, ranks: Ranks) -> None:
+    """A slow disk under one pod, long answers on one rank, a store that is away while rank 0 notes the baseline."""
+    apart = {0: FarApart(4, recording=6), 1: FarApart(4, loading=6, answering=6)}
+    ranks.run(bench.job("apart", training__maxSteps=2), faults=apart)
 
 
 def test_more_processes_than_devices_are_told_before_nccl_chokes(monkeypatch: pytest.MonkeyPatch) -> None:
