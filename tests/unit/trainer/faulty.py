@@ -124,6 +124,27 @@ class NoRoomFor:
 
 
 @dataclass(frozen=True)
+class NoteEvaluatedRows:
+    """The most rows that each evaluation computed at once, appended to a file."""
+
+    path: Path
+    fault: Fault
+
+    def __call__(self) -> None:
+        from olivine_trainer.evaluation import evaluate
+
+        self.fault()
+        real = evaluate.mean_loss
+
+        def noted(*arguments: Any, batch_size: int, **names: Any) -> float:
+            with self.path.open("a") as file:
+                file.write(f"{batch_size}\n")
+            return real(*arguments, batch_size=batch_size, **names)
+
+        evaluate.mean_loss = noted
+
+
+@dataclass(frozen=True)
 class NoRoomToMove:
     """Memory runs out where nothing can be made smaller: in the optimizer's own step."""
 

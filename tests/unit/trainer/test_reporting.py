@@ -3,6 +3,7 @@
 import http.server
 import json
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -211,6 +212,22 @@ def test_metrics_come_in_numbered_parts() -> None:
     lines.flush()
     assert sorted(written) == ["metrics-000001.jsonl", "metrics-000002.jsonl"]
     assert [json.loads(line)["step"] for line in written["metrics-000001.jsonl"].splitlines()] == [1, 2]
+
+
+def test_numbers_that_json_cannot_say_are_null() -> None:
+    """A step that fp16's scaler skips has an infinite gradient: `Infinity` made the whole part unreadable to strict readers."""
+
+    def strict(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written: dict[str, bytes] = {}
+    lines = JsonLines("metrics", written.__setitem__)
+    lines.add(step=1, gradNorm=math.inf, loss=1.5)
+    lines.flush()
+    line = json.loads(written["metrics-000001.jsonl"], parse_constant=strict)
+    assert (line["gradNorm"], line["loss"]) == (None, 1.5)
+    record = logging.makeLogRecord({"msg": "step 1", "values": {"gradNorm": math.nan}})
+    assert json.loads(_JsonFormatter().format(record), parse_constant=strict)["gradNorm"] is None
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:

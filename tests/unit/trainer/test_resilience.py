@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from olivine_api.reasons import Reason
 from olivine_trainer.errors import (
     DataError,
     ModelError,
@@ -21,7 +22,7 @@ from olivine_trainer.errors import (
     TrainerError,
 )
 from olivine_trainer.loop.stop import AskedToGo, StopFlag
-from olivine_trainer.reporting.board import Board
+from olivine_trainer.reporting.board import Board, WorkerFiles
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.records import RunRecords
 from olivine_trainer.world.world import alone
@@ -176,6 +177,30 @@ def test_sigterm_before_training_is_not_swallowed_by_a_library() -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def test_sigterm_while_a_worker_leaves_its_end_does_not_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's mistake, told while the pod is deleted: it ended as an unknown crash, which costs a retry."""
+    from olivine_trainer.cli import worker
+
+    job = make_job(tmp_path, tmp_path / "nothing.jsonl", f"file://{tmp_path}/runs")
+    files = WorkerFiles(tmp_path, 0)
+    real = worker._Worker._leave
+
+    def leave(self: Any, message: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        real(self, message)
+
+    monkeypatch.setattr(worker._Worker, "_leave", leave)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = worker._Worker(job, alone().place, tmp_path, files, Board(files)).work()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    end = files.read_end()
+    assert end is not None
+    assert (code, end.reason) == (11, Reason.DATA_NOT_FOUND)
 
 
 def test_sources_that_changed_end_the_run(tmp_path: Path) -> None:

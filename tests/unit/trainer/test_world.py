@@ -21,7 +21,15 @@ from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.place import Place
 from olivine_trainer.world.world import World
-from tests.unit.trainer.faulty import FarApart, LingerAfterPublishing, NoRoomFor, NoRoomToMove, SignalIn, SlowSteps
+from tests.unit.trainer.faulty import (
+    FarApart,
+    LingerAfterPublishing,
+    NoRoomFor,
+    NoRoomToMove,
+    NoteEvaluatedRows,
+    SignalIn,
+    SlowSteps,
+)
 from tests.unit.trainer.ranks import Rank, Ranks
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
 
@@ -244,6 +252,13 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(
     for rank in done:
         (told,) = [line for line in rank.lines() if "smaller micro-batches" in line["message"]]
         assert (told["microBatch"], "step 2 is repeated" in told["message"]) == (1, True)
+
+
+def test_an_evaluation_computes_fewer_rows_at_once_too_after_memory_ran_out(bench: Bench, ranks: Ranks, tmp_path: Path) -> None:
+    seen = tmp_path / "rows"
+    job = bench.job("evaluated", training__evalBatchSize=4, training__maxSteps=2, training__gradientAccumulationSteps=4)
+    ranks.run(job, 1, faults={0: NoteEvaluatedRows(seen, NoRoomFor(2))})
+    assert seen.read_text().split() == ["4", "2"]  # of the base model before, of the tuned one after
 
 
 def test_memory_too_small_for_one_row_ends_the_run_with_peak_and_limit(bench: Bench, ranks: Ranks) -> None:
