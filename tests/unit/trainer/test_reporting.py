@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from olivine_api.status import (
     Stage,
     TerminationMessage,
 )
-from olivine_trainer.reporting.board import Board, WorkerFiles
+from olivine_trainer.reporting.board import Board, WorkerFiles, write_atomically
 from olivine_trainer.reporting.logs import CONTEXT, LOGGER, _JsonFormatter, log
 from olivine_trainer.reporting.metrics_log import JsonLines
 from olivine_trainer.reporting.poster import Endpoint, Poster
@@ -122,6 +123,21 @@ def test_the_board_is_readable_at_any_moment_and_always_json(tmp_path: Path) -> 
     assert len(seen.curve) == 64
     assert seen.best == Best(step=1, metric="evalLoss", value=2.0)
     assert len(board.curve) == 200
+
+
+def test_two_threads_that_write_the_same_file_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    """The loop moves the snapshot while the worker is ended for a lost peer: one's rename took the other's file away."""
+    path = tmp_path / "snapshot-0.json"
+
+    def write(text: str) -> None:
+        for _ in range(400):
+            write_atomically(path, text)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(write, text) for text in ("1" * 9000, "2" * 9000)]:
+            done.result(60)
+    assert path.read_text() in {"1" * 9000, "2" * 9000}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_change_of_stage_clears_its_percent() -> None:

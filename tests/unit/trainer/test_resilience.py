@@ -203,6 +203,31 @@ def test_sigterm_while_a_worker_leaves_its_end_does_not_change_it(tmp_path: Path
     assert (code, end.reason) == (11, Reason.DATA_NOT_FOUND)
 
 
+@pytest.mark.parametrize(
+    ("norm", "scale", "goes_on"),
+    [(1.0, None, True), (math.inf, None, False), (math.inf, 65536.0, True), (math.nan, 2.0**-14, False), (1.0, 2.0**-14, True)],
+    ids=["finite", "fp32", "fp16, a step to skip", "fp16, thirty of them in a row", "fp16, mended"],
+)
+def test_fp16_skips_steps_for_a_lower_scale_but_not_for_ever(norm: float, scale: float | None, goes_on: bool) -> None:
+    """A gradient that is no number at any scale was skipped to the last step, and the untouched adapter published."""
+    from olivine_trainer.loop.engine import may_go_on
+
+    assert may_go_on(norm, scale) is goes_on
+
+
+@pytest.mark.parametrize("name", ["cuda0", "cuda3"])
+def test_a_ranks_random_numbers_are_found_whatever_its_device_was_called(name: str) -> None:
+    """Two pods of one process became one pod of two: rank 1's device was cuda0, and is cuda1."""
+    import torch
+
+    from olivine_trainer.loop.state import device_state
+
+    found = device_state({"torch": torch.zeros(1), name: torch.ones(1)})
+    assert found is not None
+    assert found.item() == 1
+    assert device_state({"torch": torch.zeros(1)}) is None
+
+
 def test_sources_that_changed_end_the_run(tmp_path: Path) -> None:
     records = RunRecords(local_store(tmp_path))
     first = take_attempt(records.run)

@@ -20,10 +20,11 @@ from olivine_trainer.errors import ConfigurationError, DataError, ModelError, St
 from olivine_trainer.storage import local
 from olivine_trainer.storage.addresses import check_endpoint, check_uri
 from olivine_trainer.storage.cache import FileCache
+from olivine_trainer.storage.checkpoints import prune_checkpoints, restore_newest, save_checkpoint
 from olivine_trainer.storage.credentials import resolve_access
 from olivine_trainer.storage.failures import Place, explain
 from olivine_trainer.storage.fetch import fetch_model, fetch_rows
-from olivine_trainer.storage.head import require_head, take_attempt
+from olivine_trainer.storage.head import Attempt, require_head, take_attempt
 from olivine_trainer.storage.local import take_lock
 from olivine_trainer.storage.records import RunRecords
 from olivine_trainer.storage.store import Store
@@ -454,3 +455,26 @@ def test_an_end_of_ones_own_whose_answer_was_lost_below_is_ones_own(store: Store
     assert records.published() == published
     with pytest.raises(SupersededError):
         records.publish(mine, snapshot=snapshot.model_copy(update={"metrics": {"evalLoss": 0.2}}), **end)
+
+
+def test_a_damaged_checkpoint_further_on_does_not_push_out_the_newest_attempts_own(tmp_path: Path) -> None:
+    """checkpoint.keep 1: attempt 2 went on from step 6, as step 12 was damaged; its step 9 was deleted as the older one."""
+    run, state = local_store(tmp_path / "run"), tmp_path / "state"
+    state.mkdir()
+    about = {"specDigest": "d"}
+
+    def save(attempt: Attempt, step: int) -> None:
+        (state / "weights").write_text(f"{attempt.number} {step}")
+        save_checkpoint(run, attempt, step, state, about)
+
+    first = take_attempt(run)
+    save(first, 6)
+    save(first, 12)
+    run.put("checkpoints/step-00000012-a0001/weights", b"cut")
+    second = take_attempt(run)
+    assert [str(one.name) for one in restore_newest(run, tmp_path / "a", spec_digest="d").skipped] == ["step-00000012-a0001"]
+    save(second, 9)
+    prune_checkpoints(run, second, keep=1)
+    restored = restore_newest(run, tmp_path / "b", spec_digest="d")
+    assert restored.status is not None
+    assert (restored.status.step, restored.skipped) == (9, ())
