@@ -16,6 +16,7 @@ from olivine_trainer.data.batches import batch_rows, rank_micro_batches
 from olivine_trainer.errors import NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
+from olivine_trainer.losses.tokens import token_loss
 from olivine_trainer.methods.lora import add_lora, trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
@@ -94,7 +95,7 @@ class Engine:
                 continue  # rows that do not divide evenly: this rank has none left
             try:
                 batch = collate(members, self.pad_id, self.accelerator.device)
-                nll = self.prepared(batch.ids, batch.mask, batch.positions, batch.labels)
+                nll = self.prepared(batch)
                 self.accelerator.backward(nll * (1 / max(learned, 1)))
                 total += nll.detach()
             except (RuntimeError, MemoryError, OSError) as error:
@@ -156,7 +157,7 @@ def build_engine(
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(model, training)
     schedule = Schedule(training, optimizer, total_steps)
-    loss = SummedLoss(model, model.get_base_model(), split_head=split_head)
+    loss = SummedLoss(model, model.get_base_model(), split_head=split_head, token_loss=token_loss(training.loss))
     # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
     prepared = accelerator.prepare_model(loss, evaluation_mode=True)
     wrapped = accelerator.prepare_optimizer(optimizer)
