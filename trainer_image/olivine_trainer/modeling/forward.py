@@ -6,7 +6,7 @@ scales or caps them, or has no separable head), the whole forward is used.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,25 @@ class Batch:
     """[learned] int64; the learned tokens"""
     tokens: int
     """Tokens without padding"""
+    right: "Batch | None" = None
+    """The other texts, where the rows are pairs."""
+    pair_labels: torch.Tensor | None = None
+    """[rows] fp32; of pairs"""
 
     @property
     def weight(self) -> int:
-        """What the summed loss is divided by: how many tokens are learned."""
-        return len(self.labels)
+        """What the summed loss is divided by: how many tokens are learned, or how many pairs there are."""
+        return len(self.labels) if self.pair_labels is None else len(self.pair_labels)
 
 
 def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
     """Pad rows on the right and list what is learned."""
+    pairs = [example.pair for example in examples if example.pair is not None]
+    if pairs:
+        left = collate([replace(example, pair=None) for example in examples], pad_id, device)
+        right = collate([Example(pair.right, np.zeros(len(pair.right), np.bool_), 0) for pair in pairs], pad_id, device)
+        labels = torch.tensor([pair.label for pair in pairs], dtype=torch.float32, device=device)
+        return replace(left, right=right, pair_labels=labels, tokens=left.tokens + right.tokens)
     width = max(len(example.ids) for example in examples)
     ids = np.full((len(examples), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(examples), width), dtype=np.int64)
