@@ -56,7 +56,6 @@ UNSERVED_FINETUNEJOB = (
     ),
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
-    _present("data.template.pair", "write text, prompt with completion, or messages"),
     _present("data.labels", "the completions are the labels"),
     _present("data.extraction"),
     _true("data.packing"),
@@ -68,7 +67,6 @@ UNSERVED_FINETUNEJOB = (
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _present("training.earlyStopping"),
-    _present("training.loss.configMap"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.metrics)"

@@ -87,7 +87,7 @@ class Engine:
         return StepResult(
             loss=loss,
             grad_norm=self._move(step),
-            tokens=sum(len(examples[row].ids) for row in rows),
+            tokens=sum(examples[row].tokens for row in rows),
             learned_tokens=sum(examples[row].learned_tokens for row in rows),
         )
 
