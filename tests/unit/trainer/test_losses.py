@@ -138,7 +138,7 @@ def test_a_file_that_does_not_run_is_told_with_its_line(case: str) -> None:
 
 def test_a_file_that_is_not_there_is_told_with_what_makes_it() -> None:
     plugin = Plugin.model_validate({"name": "own", "configMap": "losses", "key": "own.py", "class": "Own"})
-    with pytest.raises(ConfigurationError, match="no key own.py in a ConfigMap losses: .* kubectl create configmap losses"):
+    with pytest.raises(ConfigurationError, match=r"no key own.py in a ConfigMap losses: .* kubectl create configmap losses"):
         import_own(plugin, "training.loss", {})
 
 
@@ -149,9 +149,9 @@ def test_what_a_class_is_made_with_is_told() -> None:
         ConfigurationError, match=r"class Own of losses/own\.py cannot be made with parameters steepness=2: .*steepness"
     ):
         make_criterion(own(NLL, {"steepness": 2.0}))
-    with pytest.raises(ConfigurationError, match="line 3: ValueError: no"):
+    with pytest.raises(ConfigurationError, match=r"line 3: ValueError: no"):
         make_criterion(own("class Own:\n  def __init__(self):\n    raise ValueError('no')\n"))
-    with pytest.raises(ConfigurationError, match="is no torch.nn.Module"):
+    with pytest.raises(ConfigurationError, match=r"is no torch.nn.Module"):
         make_criterion(own("class Own: pass\n"))
     with pytest.raises(ConfigurationError, match=r"has trainable parameters of its own \(weight, bias\)"):
         make_criterion(own("import torch\nclass Own(torch.nn.Linear):\n  def __init__(self):\n    super().__init__(2, 2)\n"))
@@ -276,10 +276,10 @@ def test_a_class_that_fails_later_ends_the_run_with_its_line(tiny_model: Path, r
 
 
 def pair_job(tiny_model: Path, tmp_path: Path, storage: str, **changes: Any) -> Job:
-    same = [("ha ha", "ha"), ("ho ho ho", "ho"), ("anger", "angry"), ("joy of joys", "joy")]
-    pairs = [{"one": a, "two": b, "same": 1} for a, b in same]
-    pairs += [{"one": a, "two": b, "same": 0} for a, _ in same for _, b in same if (a, b) not in same]
-    path = write_rows(tmp_path / "pairs.jsonl", pairs * 2)
+    texts = {"laughs": [f"ha ha {i}" for i in range(6)], "moods": [f"fear joy {i}" for i in range(6)]}
+    every = [(kind, text) for kind, some in texts.items() for text in some]
+    pairs = [{"one": a, "two": b, "same": int(x == y)} for x, a in every for y, b in every if a != b]
+    path = write_rows(tmp_path / "pairs.jsonl", pairs)
     job = make_job(
         tiny_model,
         path,
@@ -288,7 +288,6 @@ def pair_job(tiny_model: Path, tmp_path: Path, storage: str, **changes: Any) -> 
         data__stratifyBy=None,
         data__template={"pair": {"left": "{one}", "right": "{two}", "label": "same"}},
         method__lora__dropout=0.0,
-        training__maxSteps=30,
         training__learningRate=2e-2,
         training__loss={
             "name": "contrastive",
@@ -297,7 +296,7 @@ def pair_job(tiny_model: Path, tmp_path: Path, storage: str, **changes: Any) -> 
             "class": "Contrastive",
             "parameters": {"margin": 1.0},
         },
-        **changes,
+        **{"training__maxSteps": 30, **changes},
     )
     return with_own(job, EXAMPLE, "losses/contrastive.py")
 
@@ -322,7 +321,7 @@ def test_pairs_resume_exactly(tiny_model: Path, tmp_path: Path) -> None:
 def test_a_label_that_is_no_number_is_told_with_its_row(tiny_model: Path, tmp_path: Path) -> None:
     job = pair_job(tiny_model, tmp_path, f"file://{tmp_path}/runs")
     write_rows(tmp_path / "pairs.jsonl", [{"one": "a", "two": str(i), "same": "yes" if i == 2 else "1"} for i in range(9)])
-    with pytest.raises(DataError, match="names the field same, which in row 3 of data.train is 'yes': it must be a number"):
+    with pytest.raises(DataError, match=r"names the field same, which in row 3 of data.train is 'yes': it must be a number"):
         run_job(job, tmp_path / "scratch")
 
 
