@@ -12,6 +12,7 @@ class Contrastive(nn.Module):
         self.margin = margin
 
     def forward(self, outputs, batch):
+        """`outputs` and `batch` of pairs; the sum."""
         left, right = outputs
         squared = (left.pooled - right.pooled).square().mean(dim=-1)
         # The root of 0 has no slope: texts that are equal would give no number as a gradient.
