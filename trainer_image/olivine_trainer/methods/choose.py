@@ -1,6 +1,6 @@
 """Which method a specification names, and what it asks of the base model's loading."""
 
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 
@@ -17,15 +17,11 @@ def put_on(base: Any, spec: MethodSpec, *, seed: int) -> Method:
     """The method on a loaded, frozen base model. Raises ConfigurationError for modules that the model does not have, ModelError
     for a model that has no place for it.
     """
-    match spec.type:
-        case MethodType.LORA | MethodType.QLORA:  # the same adapter: what differs is the base's number format
-            return put_on_lora(base, spec.lora or Lora(), seed=seed)
-        case MethodType.ADAPTER:
-            return put_on_adapter(base, spec.adapter or Bottleneck(), seed=seed)
-        case MethodType.FULL:
-            return put_on_full(base)
-        case never:
-            assert_never(never)
+    if spec.type is MethodType.FULL:
+        return put_on_full(base)
+    if spec.type is MethodType.ADAPTER:
+        return put_on_adapter(base, spec.adapter or Bottleneck(), seed=seed)
+    return put_on_lora(base, spec.lora or Lora(), seed=seed)  # QLoRA's, too: what differs is the base's number format
 
 
 def base_dtype(spec: MethodSpec, frozen: torch.dtype) -> torch.dtype:
