@@ -19,6 +19,7 @@ from olivine_trainer.loop.micro import MicroBatch, eval_batch
 from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
+from olivine_trainer.loop.uploads import Uploads
 from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
 from olivine_trainer.modeling.precision import resolve_precision
 from olivine_trainer.reporting.board import Board
@@ -42,6 +43,7 @@ class Run:
     engine: Engine
     evaluator: Evaluator
     tracker: Tracker
+    uploads: Uploads
 
 
 def set_up(
@@ -135,7 +137,7 @@ def set_up(
         tensorboard=tensorboard_for(spec, scratch) if world.leads else None,
         leads=world.leads,
     )
-    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker)
+    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world))
 
 
 def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:
