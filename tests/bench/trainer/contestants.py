@@ -11,7 +11,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.bench.trainer.workload import ALPHA, LEARNING_RATE, MAX_GRAD_NORM, PACK_TOKENS, RANK, SEED, TARGETS, WEIGHT_DECAY, Workload
+from tests.bench.trainer.workload import (
+    ALPHA,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    PACK_TOKENS,
+    RANK,
+    SEED,
+    TARGETS,
+    WEIGHT_DECAY,
+    Workload,
+)
 
 
 @dataclass
@@ -141,7 +151,9 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     rows = [
         {
             "input_ids": examples[row].ids.tolist(),
-            "labels": [int(token) if learned else -100 for token, learned in zip(examples[row].ids, examples[row].learned, strict=True)],
+            "labels": [
+                int(token) if learned else -100 for token, learned in zip(examples[row].ids, examples[row].learned, strict=True)
+            ],
         }
         for row in order
     ]

@@ -84,7 +84,9 @@ def _verdicts(row: Row) -> list[str]:
         memory = _memory(row.of(ours)) / _memory(row.of(other))
         reached = "reached" if ratio >= goal else "missed"
         more = "no more memory" if memory <= 1 else "MORE memory"
-        lines.append(f"- against {other}: {ratio:.2f}x tokens per CPU-second (goal {goal}x: {reached}), {memory:.2f}x memory ({more})")
+        lines.append(
+            f"- against {other}: {ratio:.2f}x tokens per CPU-second (goal {goal}x: {reached}), {memory:.2f}x memory ({more})"
+        )
         if row.name != "B":
             distance = _distance(row.of(ours)[0], row.of(other))
             same = "the same training" if distance <= CURVE_TOLERANCE else "NOT the same training"

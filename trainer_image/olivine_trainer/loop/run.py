@@ -137,7 +137,9 @@ def set_up(
         tensorboard=tensorboard_for(spec, scratch) if world.leads else None,
         leads=world.leads,
     )
-    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world))
+    return Run(
+        job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
+    )
 
 
 def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:

@@ -305,7 +305,9 @@ def _upload(run: Run, step: int, folder: Path) -> CheckpointStatus:
     status = save_checkpoint(run.claim.run, run.claim.attempt, step, folder, {"specDigest": run.job.spec_digest})
     shutil.rmtree(folder)
     seconds = round(time.monotonic() - start, 3)
-    run.tracker.events.add(event="CheckpointSaved", step=step, digest=status.digest, seconds=seconds, share=run.tracker.saving_share)
+    run.tracker.events.add(
+        event="CheckpointSaved", step=step, digest=status.digest, seconds=seconds, share=run.tracker.saving_share
+    )
     run.tracker.note_progress(step, force=True)
     run.tracker.flush()
     with tolerated("old checkpoints are left behind"):
