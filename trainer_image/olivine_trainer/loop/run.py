@@ -19,6 +19,7 @@ from olivine_trainer.loop.micro import MicroBatch, eval_batch
 from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
+from olivine_trainer.loop.uploads import Uploads
 from olivine_trainer.losses.conformance import check_conformance, probe_rows
 from olivine_trainer.losses.own import OwnLoss
 from olivine_trainer.methods.choose import base_dtype, quantization
@@ -47,6 +48,7 @@ class Run:
     engine: Engine
     evaluator: Evaluator
     tracker: Tracker
+    uploads: Uploads
 
 
 def set_up(
@@ -156,7 +158,9 @@ def set_up(
         tensorboard=tensorboard_for(spec, scratch) if world.leads else None,
         leads=world.leads,
     )
-    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker)
+    return Run(
+        job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
+    )
 
 
 def own_loss_of(job: Job) -> OwnClass | None:

@@ -10,7 +10,7 @@ PeerLostError where another rank is gone, OutOfMemoryError where one row at a ti
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,26 @@ def train(
     done = _resume(run, restored)
     stop.defer()
     try:
+        return _train_and_publish(run, done)
+    finally:
+        run.uploads.close()
+
+
+def _train_and_publish(run: Run, done: Progressed) -> Published:
+    try:
         baseline = _measure_base(run)
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
-        world.leave()  # all ranks are here: nobody is to be missed
+        _settle(run)
+        run.world.leave()  # all ranks are here: nobody is to be missed
         with tolerated("the last metrics are not in storage"):  # this end must stay an interruption
             run.tracker.flush()
         raise
+    _settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
-    published = world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
 
 
@@ -191,6 +200,7 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
                 saved = done.step
             if done.step == tracker.total_steps:
                 return done
+            run.uploads.check()
             start = time.monotonic()
             result = _step(run, done.step, randomness)
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
@@ -202,7 +212,6 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
         # A step that was begun has moved the generators: what is saved is the moment before it.
         if done.step > saved:
             _save(run, done, randomness)
-        run.world.leave()
         message = (
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
@@ -254,29 +263,56 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
 
 
 def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
-    """A checkpoint of the moment after step `done.step`, written by rank 0; the others' random numbers go along."""
+    """A checkpoint of the moment after step `done.step`: rank 0 writes it down, and uploads it beside the steps that follow.
+
+    Returns once the one before is whole in storage.
+    """
+    start = time.monotonic()
     rendered = run.world.gather_bytes(randomness.render())
-    status = CheckpointStatus.model_validate(run.world.from_leader(lambda: _write(run, done, rendered).to_json_dict()))
-    run.board.update(checkpoint=status)
+    _tell_newest(run, lambda: _begin_upload(run, done, rendered))
+    run.tracker.held_up(time.monotonic() - start)
 
 
-def _write(run: Run, done: Progressed, randomness: Sequence[bytes]) -> CheckpointStatus:
-    """Upload a checkpoint; what gathered for the attempt's folder goes along."""
+def _settle(run: Run) -> None:
+    """Until the checkpoint that is on its way is whole; all ranks come."""
+    _tell_newest(run, run.uploads.wait)
+
+
+def _tell_newest(run: Run, act: Callable[[], None]) -> None:
+    """Rank 0 acts; then all know the newest checkpoint that is whole."""
+
+    def acted() -> dict[str, Any] | None:
+        act()
+        return run.uploads.newest.to_json_dict() if run.uploads.newest is not None else None
+
+    newest = run.world.from_leader(acted)
+    if newest is not None:
+        run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
+
+
+def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes]) -> None:
+    run.uploads.wait()
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
     save_state(folder, run.engine, done, randomness)
-    about = {"specDigest": run.job.spec_digest}
+    run.uploads.begin(lambda: _upload(run, done.step, folder))
+
+
+def _upload(run: Run, step: int, folder: Path) -> CheckpointStatus:
+    """In the thread beside training: the checkpoint, then what gathered for the attempt's folder."""
     start = time.monotonic()
-    status = save_checkpoint(run.claim.run, run.claim.attempt, done.step, folder, about)
+    status = save_checkpoint(run.claim.run, run.claim.attempt, step, folder, {"specDigest": run.job.spec_digest})
     shutil.rmtree(folder)
-    run.board.update(checkpoint=status)
-    run.tracker.events.add(event="CheckpointSaved", step=done.step, digest=status.digest)
-    run.tracker.note_progress(done.step, force=True)
+    seconds = round(time.monotonic() - start, 3)
+    run.tracker.events.add(
+        event="CheckpointSaved", step=step, digest=status.digest, seconds=seconds, share=run.tracker.saving_share
+    )
+    run.tracker.note_progress(step, force=True)
     run.tracker.flush()
     with tolerated("old checkpoints are left behind"):
         prune_checkpoints(run.claim.run, run.claim.attempt, run.job.spec.checkpoint.keep)
-    log("checkpoint saved", uri=status.uri, seconds=round(time.monotonic() - start, 2))
+    log("checkpoint saved", uri=status.uri, seconds=seconds, shareOfStepTime=run.tracker.saving_share)
     return status
 
 
