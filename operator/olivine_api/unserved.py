@@ -64,7 +64,6 @@ UNSERVED_FINETUNEJOB = (
     _other("classification.head", ("Generative",), "write Generative"),
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
-    _present("training.earlyStopping"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.metrics)"

@@ -142,7 +142,6 @@ UNSERVED: dict[str, Json] = {
     "classification.head": {"classification": {"head": "Sequence"}},
     "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
-    "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
@@ -184,6 +183,7 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "early stopping": {"training.earlyStopping": {"metric": "accuracy", "mode": "max"}, "evaluation.everySteps": 5},
     "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
     "a loss of one's own over pairs": {
         "task": "Generation",
