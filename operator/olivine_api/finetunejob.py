@@ -13,7 +13,7 @@ from olivine_api.parameters import Plugin
 from olivine_api.pods import EnvVar, Pods
 from olivine_api.search import Search
 from olivine_api.sources import DataSource, LocalObjectReference, ModelSource, Source, Storage, Uri
-from olivine_api.training import EarlyStopping, Precision, Scheduler, Training
+from olivine_api.training import EarlyStopping, Optimizer, Precision, Scheduler, Training
 from olivine_api.unserved import UNSERVED_FINETUNEJOB
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "MetricName",
     "ModelSource",
     "OnOverflow",
+    "Optimizer",
     "Pods",
     "Precision",
     "Retries",

@@ -62,7 +62,6 @@ UNSERVED_FINETUNEJOB = (
     _present("data.clean", "clean the rows before; leave it out"),
     _filled("data.augmentation"),
     _other("classification.head", ("Generative",), "write Generative"),
-    _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(

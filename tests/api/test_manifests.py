@@ -140,7 +140,6 @@ UNSERVED: dict[str, Json] = {
     "data.clean": {"data.clean": {"deduplicate": True}},
     "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
-    "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
@@ -184,6 +183,7 @@ RIGHT: dict[str, Json] = {
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
     "early stopping": {"training.earlyStopping": {"metric": "accuracy", "mode": "max"}, "evaluation.everySteps": 5},
+    "another optimizer": {"training.optimizer": "adamw_8bit"},
     "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
     "a loss of one's own over pairs": {
         "task": "Generation",
