@@ -127,9 +127,7 @@ UNSERVED: dict[str, Json] = {
         "task": "Generation",
         "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
     },
-    "data.labels": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "data.packing": {"data.packing": True},
-    "data.clean": {"data.clean": {"deduplicate": True}},
     "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
     "method.type": {"method": {"type": "Full"}},
@@ -155,6 +153,8 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
+    "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
     "a validation file": {
         "data.validationFraction": None,

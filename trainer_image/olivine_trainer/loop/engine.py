@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from olivine_api.finetunejob import FineTuneJobSpec, Lora, Training
-from olivine_trainer.data.batches import batch_rows, rank_micro_batches
+from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
 from olivine_trainer.errors import NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
@@ -58,19 +58,19 @@ class Engine:
         """The mixed precision that training computes in."""
         return self.accelerator.autocast()
 
-    def train_step(self, examples: Sequence[Example], step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
+    def train_step(self, rows: TrainingRows, step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
         """Optimizer step `step` (from 0), in micro-batches of at most `micro` rows a rank.
 
         `go_on` (Agreement) is called before each micro-batch and after the last; where it raises, the step never was.
         The loss is the mean over all learned tokens of the global batch, however it is divided into ranks and micro-batches:
         each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
-        rows = batch_rows(self.training.seed, step, self.effective_batch, len(examples))
-        learned = sum(examples[row].learned_tokens for row in rows)
-        micro_batches = rank_micro_batches(rows, rank=self.world.rank, world=self.world.size, micro=micro)
+        examples = rows.batch(self.training.seed, step, self.effective_batch)
+        learned = sum(example.learned_tokens for example in examples)
+        micro_batches = rank_micro_batches(examples, rank=self.world.rank, world=self.world.size, micro=micro)
         self.loss.train()
         try:
-            total = self._accumulate([[examples[row] for row in members] for members in micro_batches], learned, go_on)
+            total = self._accumulate(micro_batches, learned, go_on)
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
             raise
@@ -80,7 +80,7 @@ class Engine:
         return StepResult(
             loss=loss,
             grad_norm=self._move(step),
-            tokens=sum(len(examples[row].ids) for row in rows),
+            tokens=sum(len(example.ids) for example in examples),
             learned_tokens=learned,
         )
 

@@ -22,6 +22,10 @@ class Example:
     """The prompt as text, for samples."""
     expected: str | None = None
     """The answer as text; None where there is none (text)."""
+    number: int = 0
+    """The row's number in its source, for sentences about it; 0 where it is of none."""
+    label: int | None = None
+    """Which of the labels it has (Prepared.labels), where data.labels names a field."""
 
     @property
     def learned_tokens(self) -> int:
