@@ -93,9 +93,7 @@ def test_nothing_but_measured_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_digest_knows_the_test_rows(tmp_path: Path) -> None:
-    digests = {
-        load(tmp_path, tone_rows(4), rows_test=test).digest for test in (None, [row("z")], [row("y")], [row("z"), row("y")])
-    }
+    digests = {load(tmp_path, tone_rows(4), rows_test=test).digest for test in (None, [row("z")], [row("y")], [row("z"), row("y")])}
     assert len(digests) == 4
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from olivine_api.finetunejob import Clean
+from olivine_api.data import Clean
 from olivine_api.reasons import Reason
 from olivine_trainer.data.rows import Row
 from olivine_trainer.data.template import RowTemplate
