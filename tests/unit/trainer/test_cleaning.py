@@ -72,7 +72,8 @@ def test_cleaning_comes_before_the_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", ["validation", "test"])
 def test_rows_that_are_measured_on_are_not_trained_on(tmp_path: Path, side: str) -> None:
-    loaded = load(tmp_path, [row("a"), row("b"), row("a"), row("c")], **{f"rows_{side}": [row("a"), row("z")]})
+    changes: dict[str, Any] = {f"rows_{side}": [row("a"), row("z")]}
+    loaded = load(tmp_path, [row("a"), row("b"), row("a"), row("c")], **changes)
     assert numbers(loaded) == [2, 4]
     assert loaded.removed.leaked == 2
     assert [len(loaded.split.validation), len(loaded.test)] == ([2, 0] if side == "validation" else [0, 2])

@@ -60,7 +60,7 @@ def find_labels(data: Data, template: RowTemplate, train: Sequence[Row]) -> Labe
     if len(found) < 2:
         raise DataError(
             Reason.DATA_UNREADABLE,
-            f"there is one label only, {found[0]!r} (data.labels, field {{{field}}}): a classification needs at least two",
+            f"there is one label only, {', '.join(found)!r} (data.labels, field {{{field}}}): a classification needs at least two",
         )
     completions = tuple(completion.render({field: name}) for name in found)
     return Labels(field=field, names=found, completions=completions, given=bool(names))
