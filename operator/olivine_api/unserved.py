@@ -66,12 +66,7 @@ UNSERVED_FINETUNEJOB = (
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _present("training.earlyStopping"),
-    _other("training.loss.name", ("cross_entropy",), "write cross_entropy"),
     _present("training.loss.configMap"),
-    Rule(
-        holds=lambda spec: spec.training.loss is None or not spec.training.loss.parameters,
-        message="training.loss.parameters is not served by this release: leave it out",
-    ),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.metrics)"

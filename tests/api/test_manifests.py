@@ -135,7 +135,9 @@ UNSERVED: dict[str, Json] = {
     "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
-    "training.loss.name": {"training.loss": {"name": "focal"}},
+    "training.loss.configMap": {
+        "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"}
+    },
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
@@ -179,6 +181,7 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "defaults said aloud": {
         "classification": {"head": "Generative"},
