@@ -132,6 +132,11 @@ class Data(ApiModel):
             message="data.streaming excludes validationFraction, stratifyBy and clean.deduplicate, which need all rows at once",
         ),
         Rule(
+            cel="!(self.packing && has(self.template.pair))",
+            holds=lambda d: not (d.packing and d.template.pair is not None),
+            message="data.packing is not for data.template.pair, whose rows are compared whole: leave data.packing out",
+        ),
+        Rule(
             cel="!has(self.template.text) || self.lossOn == 'All'",
             holds=lambda d: d.template.text is None or d.loss_on is LossOn.ALL,
             message="data.lossOn must be All with data.template.text, which has no completion; or write prompt with completion",
@@ -159,6 +164,6 @@ class Data(ApiModel):
     on_overflow: OnOverflow = OnOverflow.FAIL
     """Truncate cuts a prompt at its start and never the completion; status.resolved.data counts what happened."""
     packing: bool = False
-    """Several rows in one sequence, isolated from one another."""
+    """Lay the rows of a micro-batch into common sequences, isolated from one another: the same training without padding."""
     clean: Clean | None = None
     augmentation: Annotated[list[Augmentation], Field(max_length=16)] | None = None

@@ -62,7 +62,9 @@ def _check_same(own: OwnClass, whole: torch.Tensor, again: torch.Tensor) -> None
 def _check_gradient(own: OwnClass, whole: torch.Tensor, leaves: Sequence[dict[str, torch.Tensor]], batch: Any) -> None:
     inputs = [tensor for found in leaves for tensor in found.values()]
     if not whole.requires_grad:
-        raise _refused(own, "is not differentiable: what it returns does not depend on the outputs (detach, argmax or item cut it off)")
+        raise _refused(
+            own, "is not differentiable: what it returns does not depend on the outputs (detach, argmax or item cut it off)"
+        )
     with own.blamed("cannot be differentiated"):
         gradients = torch.autograd.grad(whole, inputs, allow_unused=True)
     reached = [gradient for gradient in gradients if gradient is not None]
