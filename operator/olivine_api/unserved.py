@@ -55,7 +55,6 @@ UNSERVED_FINETUNEJOB = (
         "write Instruction, Classification or Generation; an extraction or a summary is a Generation with prompt and completion",
     ),
     _present("data.test", "measure on data.validation"),
-    _true("data.streaming"),
     _present("data.template.pair", "write text, prompt with completion, or messages"),
     _present("data.extraction"),
     _other("classification.head", ("Generative",), "write Generative"),

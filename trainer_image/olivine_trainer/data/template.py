@@ -68,10 +68,17 @@ def require_fields(rows: Sequence[Row], fields: Sequence[str], where: str, sourc
                 Reason.COLUMN_MISSING,
                 f"{where} names the field {{{field}}}, which the rows of {source} do not have; they have: {shown}",
             )
-        raise DataError(
-            Reason.COLUMN_MISSING,
-            f"{where} names the field {{{field}}}, which {lacking.of(source)} lacks, though others have it",
-        )
+        require_in_row(lacking, (field,), where, source)
+
+
+def require_in_row(row: Row, fields: Sequence[str], where: str, source: str) -> None:
+    """Raise DataError where one row lacks a field that others have."""
+    for field in fields:
+        if field not in row.fields:
+            raise DataError(
+                Reason.COLUMN_MISSING,
+                f"{where} names the field {{{field}}}, which {row.of(source)} lacks, though others have it",
+            )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class StepResult:
     grad_norm: float
     tokens: int
     learned_tokens: int
+    truncated: int = 0
+    """Rows that were cut to data.maxLength."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Engine:
             grad_norm=self._move(step),
             tokens=sum(len(example.ids) for example in examples),
             learned_tokens=sum(example.learned_tokens for example in examples),
+            truncated=sum(example.truncated for example in examples),
         )
 
     def _accumulate(self, micro_batches: Sequence[Sequence[Example]], weight: int, go_on: Callable[..., None]) -> torch.Tensor:
