@@ -39,7 +39,7 @@ class LocalRange:
         """See RangeFile."""
         return self.path.name
 
-    @cached_property
+    @property
     def size(self) -> int:
         """See RangeFile."""
         return self.path.stat().st_size
