@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from olivine_trainer.reporting.logs import sayable
+
 
 class JsonLines:
     """Lines that gather here until `flush` writes them as the next part, `<name>-000001.jsonl` and so on."""
@@ -16,8 +18,8 @@ class JsonLines:
         self._lines: list[str] = []
 
     def add(self, **values: Any) -> None:
-        """One line; the time is added."""
-        self._lines.append(json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **values}))
+        """One line; the time is added. NaN and infinities, which JSON cannot say, are null."""
+        self._lines.append(json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **sayable(values)}))
 
     def flush(self) -> None:
         """Write what has gathered, if anything has."""

@@ -75,6 +75,10 @@ class World:
             return [value]
         return [base64.b64decode(one) for one in self.gather(base64.b64encode(value).decode())]
 
+    def wait_for_all(self) -> None:
+        """Until every rank is here, as long as it takes."""
+        self.gather(None)
+
     def leave(self) -> None:
         """This rank ends in order, or needs the others no more."""
         if self.peers is not None:
