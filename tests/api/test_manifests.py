@@ -59,6 +59,32 @@ WRONG: dict[str, tuple[Json, str]] = {
     "stratified without fraction": ({"data.validationFraction": None, "data.stratifyBy": "tone"}, "needs data.validationFraction"),
     "whole fraction": ({"data.validationFraction": 1.0}, "validationFraction"),
     "streaming and a fraction": ({"data.streaming": True}, "data.streaming excludes"),
+    "unknown augmentation": ({"data.augmentation": [{"name": "typos", "probability": 0.1}]}, "augmentation"),
+    "paraphrase of nothing": (
+        {"data.augmentation": [{"name": "template_paraphrase", "probability": 0.1}]},
+        "template_paraphrase needs templates",
+    ),
+    "augmented text": (
+        {
+            "task": "Generation",
+            "data.template": {"text": "{a}"},
+            "data.lossOn": "All",
+            "data.augmentation": [{"name": "word_dropout", "probability": 0.1}],
+        },
+        "data.augmentation needs data.template.prompt",
+    ),
+    "streamed slice": (
+        {"data.validationFraction": None, "data.streaming": True, "data.train.split": "train[:9]"},
+        "must name whole splits",
+    ),
+    "streamed and dropped": (
+        {"data.validationFraction": None, "data.streaming": True, "data.onOverflow": "Drop"},
+        "write Fail or Truncate",
+    ),
+    "packed pairs": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
+        "data.packing is not for data.template.pair",
+    ),
     "text with lossOn Completion": ({"task": "Generation", "data.template": {"text": "{a}"}}, "lossOn must be All"),
     # task and method
     "classification of texts": ({"data.template": {"text": "{a}"}, "data.lossOn": "All"}, "Classification needs"),
@@ -134,11 +160,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 UNSERVED: dict[str, Json] = {
     "task": {"task": "Summarization"},
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "data.streaming": {"data.validationFraction": None, "data.streaming": True},
-    "data.labels": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
-    "data.packing": {"data.packing": True},
-    "data.clean": {"data.clean": {"deduplicate": True}},
-    "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
@@ -158,6 +179,17 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "rows augmented": {
+        "data.augmentation": [
+            {"name": "word_dropout", "probability": 0.1, "parameters": {"share": 0.2}},
+            {"name": "case_noise", "probability": 0.1, "parameters": {"style": "upper"}},
+            {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
+        ]
+    },
+    "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
+    "rows packed": {"data.packing": True},
+    "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
+    "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
     "a validation file": {
         "data.validationFraction": None,

@@ -68,10 +68,17 @@ def require_fields(rows: Sequence[Row], fields: Sequence[str], where: str, sourc
                 Reason.COLUMN_MISSING,
                 f"{where} names the field {{{field}}}, which the rows of {source} do not have; they have: {shown}",
             )
-        raise DataError(
-            Reason.COLUMN_MISSING,
-            f"{where} names the field {{{field}}}, which row {lacking.number} of {source} lacks, though others have it",
-        )
+        require_in_row(lacking, (field,), where, source)
+
+
+def require_in_row(row: Row, fields: Sequence[str], where: str, source: str) -> None:
+    """Raise DataError where one row lacks a field that others have."""
+    for field in fields:
+        if field not in row.fields:
+            raise DataError(
+                Reason.COLUMN_MISSING,
+                f"{where} names the field {{{field}}}, which {row.of(source)} lacks, though others have it",
+            )
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,13 @@ class RowTemplate:
                 "data.template.pair.label": (self.pair.label,),
             }
         return named
+
+    def is_empty(self, row: Row) -> bool:
+        """Whether nothing is there to read or to learn: all fields of a side of the template are blank, or the chat is."""
+        if self.messages is not None:
+            return not row.fields[self.messages]
+        sides = [part.fields for part in (self.text, self.prompt, self.completion) if part is not None]
+        return any(fields and not any(as_text(row.fields[field]).strip() for field in fields) for fields in sides)
 
     def identity(self, row: Row) -> str:
         """What the model sees of a row, as one canonical string: rows that are equal here must not straddle a split."""

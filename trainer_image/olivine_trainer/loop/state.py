@@ -32,6 +32,8 @@ class Progressed(StatusModel):
     step: int = Field(default=0, ge=0)
     """Optimizer steps done."""
     trained_tokens: int = 0
+    truncated: int = 0
+    """Rows that were cut when they were trained on."""
     evaluated_step: int = 0
     """The last step after which the validation loss was measured."""
     window_loss: float = 0.0

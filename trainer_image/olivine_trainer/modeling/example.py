@@ -31,6 +31,12 @@ class Example:
     """The prompt as text, for samples."""
     expected: str | None = None
     """The answer as text; None where there is none (text)."""
+    number: int = 0
+    """The row's number in its source, for sentences about it; 0 where it is of none."""
+    truncated: bool = False
+    """Whether it was cut to data.maxLength."""
+    label: int | None = None
+    """Which of the labels it has (Prepared.labels), where data.labels names a field."""
     pair: Pair | None = None
     """`ids` are the left text then, and no token is learned."""
 
