@@ -11,7 +11,8 @@ from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
 from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
+from olivine_trainer.loop.tracker import Tracker
+from olivine_trainer.loop.usage import peak_memory_bytes
 from olivine_trainer.methods.method import About
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import prune_checkpoints
