@@ -395,3 +395,24 @@ def test_a_loss_that_is_no_number_names_the_rows_that_made_it_so(tiny_model: Pat
         run_job(with_own(job, source), tmp_path / "scratch")
     assert set(caught.value.rows) <= {8, 18}
     assert caught.value.exit_code == 21
+
+
+def test_the_example_is_a_whole_manifest_that_trains(tiny_model: Path, tmp_path: Path) -> None:
+    from ruamel.yaml import YAML
+
+    from olivine_trainer.cli.manifest import read_manifest
+
+    examples = Path(__file__).parents[3] / "examples"
+    yaml = YAML(typ="safe", pure=True)
+    config_map, job = yaml.load_all((examples / "alike-requests.yaml").read_text())
+    assert config_map["data"] == {"contrastive.py": EXAMPLE}
+    spec = job["spec"]
+    spec["model"]["uri"] = f"file://{tiny_model}"
+    spec["data"]["train"]["uri"] = f"file://{examples / 'data/alike-requests.jsonl'}"
+    spec["storage"] = {"uri": f"file://{tmp_path}/runs"}
+    spec["training"] |= {"maxSteps": 20, "learningRate": 2e-2}
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(config_map) + "\n---\n" + json.dumps(job))
+    published = run_job(read_manifest(path, namespace=None, name=None, uid="u1"), tmp_path / "scratch")
+    assert published.snapshot.best is not None
+    assert published.snapshot.metrics["evalLoss"] == published.snapshot.best.value < published.snapshot.baseline["evalLoss"]
