@@ -343,8 +343,8 @@ def test_the_head_on_learned_positions_gives_the_whole_forwards_loss(tiny_model:
     assert engine.loss.split_head
     batch = collate(_examples(rows, tokenizer)[:5], 1, torch.device("cpu"))
     engine.loss.eval()
-    split = engine.loss(batch.ids, batch.mask, batch.positions, batch.labels)
-    whole = SummedLoss(engine.model, engine.causal, split_head=False).eval()(batch.ids, batch.mask, batch.positions, batch.labels)
+    split = engine.loss(batch)
+    whole = SummedLoss(engine.model, engine.causal, split_head=False).eval()(batch)
     assert torch.isclose(split, whole, rtol=1e-6)
 
     class Scaled(nn.Module):

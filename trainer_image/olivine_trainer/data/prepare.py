@@ -13,7 +13,7 @@ from olivine_trainer.data.chat import ChatRenderer
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import Fitted, completion_example, fit_examples, text_example
+from olivine_trainer.data.tokens import Fitted, completion_example, fit_examples, pair_example, text_example
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 
@@ -70,10 +70,10 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
 
     train = fitted(loaded.split.train, "data.train")
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
-    if not any(example.learned_tokens for example in train.examples):
+    if not any(example.weight for example in train.examples):
         why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
-    if loaded.split.validation and not any(example.learned_tokens for example in validation.examples):
+    if loaded.split.validation and not any(example.weight for example in validation.examples):
         why = _why_none_is_left(validation, len(loaded.split.validation), data.max_length)
         field = "data.validation" if data.validation is not None else "data.validationFraction"
         raise DataError(Reason.DATA_EMPTY, f"no validation row is left that measures anything: {why}, or leave {field} out")
@@ -83,7 +83,7 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         digest=loaded.digest,
         dropped=train.dropped + validation.dropped,
         truncated=train.truncated + validation.truncated,
-        tokens=sum(len(example.ids) for example in train.examples),
+        tokens=sum(example.tokens for example in train.examples),
         learned_tokens=sum(example.learned_tokens for example in train.examples),
     )
     return Prepared(train=train.examples, validation=validation.examples, resolved=resolved)
@@ -119,12 +119,17 @@ def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, 
 def _maker(data: Data, template: RowTemplate, tokenizer: Any, stop_ids: frozenset[int], source: str) -> Callable[[Row], Example]:
     if template.messages is not None:
         return ChatRenderer(tokenizer, template.messages, stop_ids=stop_ids, loss_on=data.loss_on, source=source).example
+    if template.pair is not None:
+        pair = template.pair
+        return lambda row: pair_example(
+            tokenizer, pair.left.render(row.fields), pair.right.render(row.fields), pair.label_of(row, source)
+        )
     if template.text is not None:
         text = template.text
         return lambda row: text_example(tokenizer, text.render(row.fields))
     prompt, completion = template.prompt, template.completion
     if prompt is None or completion is None:
-        raise ValueError("a template has text, messages, or prompt with completion")
+        raise ValueError("a template has text, messages, pair, or prompt with completion")
     return lambda row: completion_example(tokenizer, prompt.render(row.fields), completion.render(row.fields), loss_on=data.loss_on)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from safetensors.torch import load_file, save, save_file
 from olivine_api.base import StatusModel
 from olivine_api.status import Best, CurvePoint, MetricMap
 from olivine_trainer.loop.engine import Engine
+from olivine_trainer.loop.stopping import Stopping
 from olivine_trainer.methods.method import trainable
 
 _WEIGHTS = "adapter.safetensors"  # whatever the method: checkpoints of older releases have it
 _OPTIMIZER = "optimizer.safetensors"
+_BEST = "best.safetensors"  # with early stopping: the weights to publish
 _STATE = "state.json"
 
 
@@ -35,6 +38,7 @@ class Progressed(StatusModel):
     window_steps: int = 0
     effective_batch: int | None = None
     """Rows of an optimizer step; a resume by another number of processes keeps it."""
+    stopping: Stopping = Stopping()
     metrics: MetricMap = {}
     best: Best | None = None
     curve: list[CurvePoint] = []
@@ -100,11 +104,18 @@ def restore_random(state: RandomState) -> None:
             torch.cuda.set_rng_state(own, index)
 
 
-def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes]) -> None:
-    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState."""
+def save_state(
+    folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes], *, best: Path | None = None
+) -> None:
+    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState.
+
+    `best`: weights of an earlier step that are still the best.
+    """
     folder.mkdir(parents=True)
     engine.method.save_weights(folder / _WEIGHTS)
     save_file(_optimizer_tensors(engine), folder / _OPTIMIZER)
+    if best is not None:
+        shutil.copyfile(best, folder / _BEST)
     for rank, rendered in enumerate(randomness):
         (folder / _random_file(rank)).write_bytes(rendered)
     scaler = engine.accelerator.scaler
@@ -120,6 +131,12 @@ def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness:
 def saved_effective_batch(folder: Path) -> int | None:
     """Rows of an optimizer step in a saved state."""
     return _progressed(json.loads((folder / _STATE).read_text())).effective_batch
+
+
+def saved_best_weights(folder: Path) -> Path | None:
+    """The best weights in a saved state; None where it has none of its own."""
+    path = folder / _BEST
+    return path if path.exists() else None
 
 
 def load_state(folder: Path, engine: Engine) -> Progressed:
