@@ -124,6 +124,7 @@ class Retries(ApiModel):
     window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] = 3600
 
 
+_BUILT_IN = "[" + ", ".join(f"'{name}'" for name in MetricName) + "]"
 _HAS_VALIDATION = "has(self.data.validation) || has(self.data.validationFraction)"
 
 
@@ -159,9 +160,26 @@ class FineTuneJobSpec(ApiModel):
             field_path=".data",
         ),
         Rule(
-            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || !self.evaluation.metrics.exists(m, m.name == 'accuracy')",
-            holds=lambda s: s.data.template.prompt is not None or all(m.name != "accuracy" for m in s.evaluation.metrics or ()),
-            message="metric accuracy needs data.template.prompt and data.template.completion: it compares answers with completions",
+            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || has(self.data.template.messages)"
+            " || self.evaluation.metrics.all(m, m.name == 'perplexity')",
+            holds=lambda s: (
+                s.data.template.prompt is not None
+                or s.data.template.messages is not None
+                or all(m.name == "perplexity" for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics other than perplexity need data.template.prompt with completion, or messages: they compare answers",
+        ),
+        Rule(
+            cel="self.task != 'Summarization' || has(self.data.template.prompt) || has(self.data.template.messages)",
+            holds=lambda s: (
+                s.task is not Task.SUMMARIZATION or s.data.template.prompt is not None or s.data.template.messages is not None
+            ),
+            message="task Summarization needs data.template.prompt with completion (the summary), or messages",
+        ),
+        Rule(
+            cel=f"!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, has(m.configMap) || m.name in {_BUILT_IN})",
+            holds=lambda s: all(m.config_map is not None or m.name in tuple(MetricName) for m in s.evaluation.metrics or ()),
+            message=f"evaluation.metrics knows {', '.join(MetricName)}: write one of them, or a class of your own with configMap, key and class",
         ),
         Rule(
             cel=f"!has(self.evaluation.everySteps) || {_HAS_VALIDATION}",

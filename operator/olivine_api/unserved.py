@@ -51,8 +51,8 @@ def _other(path: str, served: Sequence[str], instead: str) -> Rule:
 UNSERVED_FINETUNEJOB = (
     _other(
         "task",
-        ("Instruction", "Classification", "Generation"),
-        "write Instruction, Classification or Generation; an extraction or a summary is a Generation with prompt and completion",
+        ("Instruction", "Classification", "Generation", "Summarization"),
+        "write Instruction, Classification, Generation or Summarization; an extraction is a Generation with prompt and completion",
     ),
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
@@ -76,12 +76,9 @@ UNSERVED_FINETUNEJOB = (
     ),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
-        cel="!has(self.evaluation.metrics)"
-        " || self.evaluation.metrics.all(m, m.name in ['accuracy', 'perplexity'] && !has(m.configMap))",
-        holds=lambda spec: all(
-            metric.name in ("accuracy", "perplexity") and metric.config_map is None for metric in spec.evaluation.metrics or ()
-        ),
-        message="evaluation.metrics other than accuracy and perplexity are not served by this release: write one of them",
+        cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, !has(m.configMap))",
+        holds=lambda spec: all(metric.config_map is None for metric in spec.evaluation.metrics or ()),
+        message="evaluation.metrics[].configMap is not served by this release: write a built-in metric",
         field_path=".evaluation.metrics",
     ),
     Rule(

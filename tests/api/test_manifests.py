@@ -80,7 +80,12 @@ WRONG: dict[str, tuple[Json, str]] = {
             "data.lossOn": "All",
             "evaluation.metrics": [{"name": "accuracy"}],
         },
-        "metric accuracy needs",
+        "evaluation.metrics other than perplexity need data.template.prompt",
+    ),
+    "metric that nobody knows": ({"evaluation.metrics": [{"name": "sacrebleu"}]}, "evaluation.metrics knows accuracy, perplexity"),
+    "summaries of texts": (
+        {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
+        "task Summarization needs",
     ),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
     "metrics without rows": (
@@ -120,7 +125,10 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "task": {"task": "Summarization"},
+    "task": {
+        "task": "Extraction",
+        "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+    },
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
     "data.streaming": {"data.validationFraction": None, "data.streaming": True},
     "data.template.pair": {
@@ -139,7 +147,7 @@ UNSERVED: dict[str, Json] = {
     "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
     "training.loss.name": {"training.loss": {"name": "focal"}},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
-    "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
+    "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
     "evaluation.gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
@@ -155,6 +163,10 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "summaries": {"task": "Summarization", "evaluation.metrics": [{"name": "rouge"}, {"name": "bleu"}]},
+    "all metrics of answers": {
+        "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
+    },
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
     "a validation file": {
         "data.validationFraction": None,

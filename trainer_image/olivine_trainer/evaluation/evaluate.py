@@ -1,4 +1,4 @@
-"""One evaluation: validation loss, perplexity, accuracy, and answers to a few prompts."""
+"""One evaluation: validation loss, the metrics asked for, and answers to a few prompts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 
-from olivine_api.finetunejob import FineTuneJobSpec, MetricName, Task
 from olivine_trainer.evaluation.generate import answer_limit, greedy_answers
+from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY
 from olivine_trainer.evaluation.loss import Tick, mean_loss
+from olivine_trainer.evaluation.measures import Case, Measure
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss
 from olivine_trainer.modeling.loading import Tokenizer
 from olivine_trainer.world.world import World, alone
 
-EVAL_LOSS = "evalLoss"
-PERPLEXITY = "perplexity"
-ACCURACY = "accuracy"
 _LARGEST_EXPONENT = 700.0  # exp of more overflows a double
 
 
@@ -40,7 +38,7 @@ class Evaluator:
     tokenizer: Tokenizer
     examples: Sequence[Example]
     batch_size: int
-    metrics: frozenset[MetricName]
+    metrics: Sequence[Measure]
     samples: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
@@ -49,10 +47,32 @@ class Evaluator:
 
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
+        return self._loss(self.examples, self.metrics, tick)
+
+    def everything(self, tick: Tick) -> Evaluated:
+        """All metrics and the sample answers; the answers that metrics need serve as samples too."""
+        if not self.examples:
+            return Evaluated(metrics={}, answers=[])
+        asked = with_answers(self.examples)
+        compared = any(measure.compare is not None for measure in self.metrics)
+        wanted = asked if compared else asked[: self.samples]
+        passes = _Passes(tick, 2 if wanted else 1)
+        metrics = self._loss(self.examples, self.metrics, passes.next())
+        if not wanted:
+            return Evaluated(metrics=metrics, answers=[])
+        answers = self._generated(wanted, passes.next())
+        metrics |= compared_by(self.metrics, wanted, answers)
+        return Evaluated(metrics=metrics, answers=answers[: self.samples])
+
+    def sample_examples(self) -> list[Example]:
+        """The rows that `Evaluated.answers` belong to."""
+        return with_answers(self.examples)[: self.samples]
+
+    def _loss(self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick) -> dict[str, float]:
         with self.autocast():
             loss = mean_loss(
                 self.loss,
-                self.examples,
+                examples,
                 batch_size=self.batch_size,
                 pad_id=self.tokenizer.pad_id,
                 device=self.device,
@@ -60,47 +80,49 @@ class Evaluator:
                 world=self.world,
             )
         found = {EVAL_LOSS: loss}
-        if MetricName.PERPLEXITY in self.metrics:
+        if any(PERPLEXITY in measure.keys for measure in measures):
             found[PERPLEXITY] = math.exp(min(loss, _LARGEST_EXPONENT))
         return found
 
-    def everything(self, tick: Tick) -> Evaluated:
-        """All metrics and the sample answers; the answers that accuracy needs serve as samples too."""
-        if not self.examples:
-            return Evaluated(metrics={}, answers=[])
-        asked = [example for example in self.examples if example.expected is not None and example.prompt_length]
-        wanted = asked if MetricName.ACCURACY in self.metrics else asked[: self.samples]
-        metrics = self.loss_only(lambda done, of: tick(done, 2 * of) if wanted else tick(done, of))
-        if not wanted:
-            return Evaluated(metrics=metrics, answers=[])
+    def _generated(self, examples: Sequence[Example], tick: Tick) -> list[str]:
         with self.autocast():
-            answers = greedy_answers(
+            return greedy_answers(
                 self.causal,
-                wanted,
+                examples,
                 self.tokenizer,
                 batch_size=self.batch_size,
-                limit=answer_limit(wanted),
+                limit=answer_limit(examples),
                 device=self.device,
-                tick=lambda done, of: tick(of + done, 2 * of),
+                tick=tick,
                 world=self.world,
             )
-        if MetricName.ACCURACY in self.metrics:
-            metrics[ACCURACY] = share_of_equal(wanted, answers)
-        return Evaluated(metrics=metrics, answers=answers[: self.samples])
-
-    def sample_examples(self) -> list[Example]:
-        """The rows that `Evaluated.answers` belong to."""
-        return [example for example in self.examples if example.expected is not None and example.prompt_length][: self.samples]
 
 
-def share_of_equal(examples: Sequence[Example], answers: Sequence[str]) -> float:
-    """Share of the answers that equal the completion, surrounding white space aside."""
-    pairs = list(zip(examples, answers, strict=True))
-    return sum(answer.strip() == (example.expected or "").strip() for example, answer in pairs) / len(pairs)
+class _Passes:
+    """Several passes over rows as one progress."""
+
+    def __init__(self, tick: Tick, count: int) -> None:
+        self._tick = tick
+        self._count = count
+        self._done = -1
+
+    def next(self) -> Tick:
+        """The tick of the next pass."""
+        self._done += 1
+        before, count = self._done, self._count
+        return lambda done, of: self._tick(before * of + done, count * of)
 
 
-def metrics_of(spec: FineTuneJobSpec) -> frozenset[MetricName]:
-    """The metrics asked for; by default accuracy for Classification, perplexity otherwise."""
-    if spec.evaluation.metrics is not None:
-        return frozenset(MetricName(metric.name) for metric in spec.evaluation.metrics)
-    return frozenset({MetricName.ACCURACY if spec.task is Task.CLASSIFICATION else MetricName.PERPLEXITY})
+def with_answers(examples: Sequence[Example]) -> list[Example]:
+    """Those with a prompt and an answer to it."""
+    return [example for example in examples if example.expected is not None and example.prompt_length]
+
+
+def compared_by(measures: Sequence[Measure], examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+    """Everything that the measures make of the answers."""
+    cases = [Case(example.expected or "", answer) for example, answer in zip(examples, answers, strict=True)]
+    found: dict[str, float] = {}
+    for measure in measures:
+        if measure.compare is not None:
+            found |= measure.compare(cases)
+    return found

@@ -10,7 +10,8 @@ from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
-from olivine_trainer.evaluation.evaluate import Evaluator, metrics_of
+from olivine_trainer.evaluation.evaluate import Evaluator
+from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
 from olivine_trainer.loop.claim import Claim, Sources
@@ -119,7 +120,7 @@ def set_up(
         tokenizer=tokenizer,
         examples=data.validation,
         batch_size=eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
-        metrics=metrics_of(spec),
+        metrics=measures_of(spec),
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
