@@ -154,10 +154,14 @@ class CheckpointStatus(StatusModel):
     saved_at: datetime
 
 
+ArtifactKind = Literal["Adapter", "Model"]
+
+
 class Artifact(StatusModel):
     """Something published."""
 
-    kind: Literal["Adapter"]
+    kind: ArtifactKind
+    """Adapter: on top of a base model. Model: a whole one, in Hugging Face layout with its tokenizer."""
     uri: StorageUri
     digest: Digest
     """sha256 over the sorted (path, sha256) of its files."""

@@ -319,7 +319,7 @@ def test_accumulation_changes_nothing(tiny_model: Path, rows: Path, tokenizer: A
     """Batch 1 x accumulation 8 is batch 8 x 1, though rows differ in length: the mean is over tokens, not over micro-batches."""
     import torch
 
-    from olivine_trainer.methods.lora import trainable
+    from olivine_trainer.methods.method import trainable
 
     examples = _examples(rows, tokenizer)
     losses, weights = [], []
@@ -372,14 +372,14 @@ def test_plain_peft_computes_the_trained_models_logits(tiny_model: Path, rows: P
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from olivine_trainer.methods.lora import save_adapter
+    from olivine_trainer.methods.method import About
 
     engine = _engine(tiny_model, rows, method__lora__rsLora=True)
     examples = _examples(rows, tokenizer)
     for step in range(3):
         _step(engine, examples, step)
-    save_adapter(engine.model, tmp_path / "one", base_uri="s3://models/tiny")
-    save_adapter(engine.model, tmp_path / "two", base_uri="s3://models/tiny")
+    engine.method.export(tmp_path / "one", About("s3://models/tiny", tokenizer=None))
+    engine.method.export(tmp_path / "two", About("s3://models/tiny", tokenizer=None))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The machine that turns: model, adapter, optimizer and schedule on their device, and one optimizer step with it."""
+"""The machine that turns: model, method, optimizer and schedule on their device, and one optimizer step with it."""
 
 import math
 import os
@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 
-from olivine_api.finetunejob import FineTuneJobSpec, Lora, Training
+from olivine_api.finetunejob import FineTuneJobSpec, Training
 from olivine_trainer.data.batches import batch_rows, rank_micro_batches
 from olivine_trainer.errors import NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
-from olivine_trainer.methods.lora import add_lora, trainable
+from olivine_trainer.methods.choose import put_on
+from olivine_trainer.methods.method import Method, trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
 from olivine_trainer.modeling.precision import ResolvedPrecision
@@ -39,7 +39,7 @@ class Engine:
 
     world: World
     accelerator: Accelerator
-    model: PeftModel
+    method: Method
     loss: SummedLoss
     prepared: Any
     """`loss` as accelerate wraps it."""
@@ -50,9 +50,14 @@ class Engine:
     pad_id: int
 
     @property
+    def model(self) -> torch.nn.Module:
+        """Holds every parameter; the trained ones require gradients."""
+        return self.method.model
+
+    @property
     def causal(self) -> Any:
-        """The causal model itself, the adapter injected."""
-        return self.model.get_base_model()
+        """The causal model itself, what is trained included."""
+        return self.method.causal
 
     def autocast(self) -> AbstractContextManager[None]:
         """The mixed precision that training computes in."""
@@ -147,23 +152,23 @@ def build_engine(
     effective_batch: int,
     pad_id: int,
 ) -> Engine:
-    """Adapter, optimizer and schedule around a loaded base model. Raises ConfigurationError for targets and schedule parameters."""
+    """Method, optimizer and schedule around a loaded base model. Raises ConfigurationError for targets and schedule parameters."""
     training = spec.training
     base.to(accelerator.device)
     split_head = can_split_head(base)
-    model = add_lora(base, spec.method.lora or Lora(), seed=training.seed)
+    method = put_on(base, spec.method, seed=training.seed)
     if training.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = make_optimizer(model, training)
+    optimizer = make_optimizer(method.model, training)
     schedule = Schedule(training, optimizer, total_steps)
-    loss = SummedLoss(model, model.get_base_model(), split_head=split_head)
+    loss = SummedLoss(method.model, method.causal, split_head=split_head)
     # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
     prepared = accelerator.prepare_model(loss, evaluation_mode=True)
     wrapped = accelerator.prepare_optimizer(optimizer)
     return Engine(
         world=world,
         accelerator=accelerator,
-        model=model,
+        method=method,
         loss=loss,
         prepared=prepared,
         optimizer=wrapped,

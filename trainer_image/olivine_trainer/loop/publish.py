@@ -1,8 +1,9 @@
-"""The one publish: adapter, its manifest, then the run's record, and the clean-up after it."""
+"""The one publish: artifact, its manifest, then the run's record, and the clean-up after it."""
 
 import shutil
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
@@ -11,7 +12,7 @@ from olivine_trainer.job import Job, input_digest
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
 from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
-from olivine_trainer.methods.lora import save_adapter
+from olivine_trainer.methods.method import About
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import prune_checkpoints
 from olivine_trainer.storage.records import Baseline, Published, Sample, upload_artifact
@@ -28,9 +29,9 @@ def publish(
     tuned: Evaluated,
     scratch: Path,
 ) -> Published:
-    """Write the adapter and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
+    """Write the artifact and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
     board = tracker.board
-    artifact = _upload_adapter(job, claim, engine, scratch)
+    artifact = _upload(job, claim, engine, evaluator.tokenizer.backend, scratch)
     keep = job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
     board.update(
@@ -57,11 +58,12 @@ def publish(
     return published
 
 
-def _upload_adapter(job: Job, claim: Claim, engine: Engine, scratch: Path) -> Artifact:
-    folder = scratch / "adapter"
+def _upload(job: Job, claim: Claim, engine: Engine, tokenizer: Any, scratch: Path) -> Artifact:
+    folder = scratch / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
-    save_adapter(engine.model, folder, base_uri=job.spec.model.uri)
-    return upload_artifact(claim.run, claim.attempt, folder, {"method": job.spec.method.type.value, "specDigest": job.spec_digest})
+    engine.method.export(folder, About(base_uri=job.spec.model.uri, tokenizer=tokenizer))
+    about = {"method": job.spec.method.type.value, "specDigest": job.spec_digest}
+    return upload_artifact(claim.run, claim.attempt, folder, engine.method.kind, about)
 
 
 def _samples(evaluator: Evaluator, baseline: Baseline, tuned: Evaluated) -> list[Sample]:

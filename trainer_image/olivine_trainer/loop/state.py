@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save, save_file
 from olivine_api.base import StatusModel
 from olivine_api.status import Best, CurvePoint, MetricMap
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.methods.lora import load_weights, save_weights, trainable
+from olivine_trainer.methods.method import trainable
 
-_ADAPTER = "adapter.safetensors"
+_WEIGHTS = "adapter.safetensors"  # whatever the method: checkpoints of older releases have it
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 
@@ -103,7 +103,7 @@ def restore_random(state: RandomState) -> None:
 def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes]) -> None:
     """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState."""
     folder.mkdir(parents=True)
-    save_weights(engine.model, folder / _ADAPTER)
+    engine.method.save_weights(folder / _WEIGHTS)
     save_file(_optimizer_tensors(engine), folder / _OPTIMIZER)
     for rank, rendered in enumerate(randomness):
         (folder / _random_file(rank)).write_bytes(rendered)
@@ -124,7 +124,7 @@ def saved_effective_batch(folder: Path) -> int | None:
 
 def load_state(folder: Path, engine: Engine) -> Progressed:
     """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
-    load_weights(engine.model, folder / _ADAPTER)
+    engine.method.load_weights(folder / _WEIGHTS)
     _restore_optimizer(engine, load_file(folder / _OPTIMIZER))
     state = json.loads((folder / _STATE).read_text())
     engine.schedule.restore(state["schedule"])

@@ -1,7 +1,7 @@
 """The verb `train`, top to bottom.
 
-LoRA by peft on one process a device, any number of them; the loss is weighted by tokens, whatever the accumulation; the base model is measured first
-and by the same code as the tuned one; checkpoints are exact; the adapter is published once.
+One method on one process a device, any number of them; the loss is weighted by tokens, whatever the accumulation; the base model is measured first
+and by the same code as the tuned one; checkpoints are exact; the artifact is published once.
 
 Raises TrainerErrors: ModelError, DataError and ConfigurationError before the first step, NonFiniteLossError in it,
 InterruptedRunError once a checkpoint is saved, SupersededError where a newer attempt owns the run, StorageUnavailableError,
@@ -168,7 +168,7 @@ def _measure_base(run: Run) -> Baseline:
     baseline = Baseline.model_validate(known) if known is not None else None
     if baseline is None:
         run.board.progress(stage=Stage.EVALUATING_BASE)
-        with run.engine.model.disable_adapter():
+        with run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
         if run.world.leads:

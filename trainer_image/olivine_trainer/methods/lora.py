@@ -2,24 +2,71 @@
 
 import json
 import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from olivine_api.finetunejob import Lora
 from olivine_api.reasons import Reason
+from olivine_api.status import ArtifactKind
 from olivine_trainer.errors import ConfigurationError
+from olivine_trainer.methods.method import About, save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def add_lora(model: Any, lora: Lora, *, seed: int) -> PeftModel:
+@dataclass(frozen=True)
+class LoraMethod:
+    """Adapters beside frozen linear modules. See `Method`."""
+
+    model: PeftModel
+    kind: ArtifactKind = "Adapter"
+
+    @property
+    def causal(self) -> Any:
+        """See `Method`."""
+        return self.model.get_base_model()
+
+    def save_weights(self, path: Path) -> None:
+        """See `Method`."""
+        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        save_tensors(state.items(), path)
+
+    def load_weights(self, path: Path) -> None:
+        """See `Method`."""
+        result = set_peft_model_state_dict(self.model, load_file(path))
+        if result.unexpected_keys:
+            raise ValueError(f"the adapter has tensors that the model has no place for: {result.unexpected_keys[:3]}")
+
+    def export(self, folder: Path, about: About) -> None:
+        """peft's two files. See `Method`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_weights(folder / WEIGHTS)
+        with tempfile.TemporaryDirectory() as scratch:
+            self.model.peft_config["default"].save_pretrained(scratch)
+            raw: dict[str, Any] = json.loads((Path(scratch) / CONFIG).read_text())
+        # peft keeps targets in a set, and the base by its folder on this machine.
+        raw |= {
+            "target_modules": sorted(raw["target_modules"]),
+            "base_model_name_or_path": about.base_uri,
+            "inference_mode": True,
+        }
+        (folder / CONFIG).write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+
+    def as_base(self) -> AbstractContextManager[None]:
+        """The adapters switched off. See `Method`."""
+        return self.model.disable_adapter()
+
+
+def put_on_lora(model: Any, lora: Lora, *, seed: int) -> LoraMethod:
     """Inject adapters, initialised from `seed`; only they require gradients.
 
     Raises ConfigurationError where a target is not among the model's linear modules, naming those that are.
@@ -35,7 +82,7 @@ def add_lora(model: Any, lora: Lora, *, seed: int) -> PeftModel:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    return LoraMethod(get_peft_model(model, config, autocast_adapter_dtype=True))  # pyright: ignore[reportArgumentType]
 
 
 def linear_names(model: Any) -> list[str]:
@@ -63,34 +110,3 @@ def resolve_targets(model: Any, asked: list[str] | None) -> list[str]:
             f" {', '.join(known)}",
         )
     return sorted(set(asked))
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters by name, sorted: the order in which optimizer state is kept."""
-    return dict(sorted((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad))
-
-
-def save_adapter(model: PeftModel, folder: Path, *, base_uri: str) -> None:
-    """Write peft's two files with canonical bytes: the same weights give the same files, in every run and on every machine."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder / WEIGHTS)
-    with tempfile.TemporaryDirectory() as scratch:
-        config = model.peft_config["default"]
-        config.save_pretrained(scratch)
-        raw: dict[str, Any] = json.loads((Path(scratch) / CONFIG).read_text())
-    # peft keeps targets in a set, and the base by its folder on this machine.
-    raw |= {"target_modules": sorted(raw["target_modules"]), "base_model_name_or_path": base_uri, "inference_mode": True}
-    (folder / CONFIG).write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
-
-
-def save_weights(model: PeftModel, path: Path) -> None:
-    """The adapter's tensors, contiguous and on the CPU."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({name: state[name].detach().cpu().contiguous() for name in sorted(state)}, path, metadata={"format": "pt"})
-
-
-def load_weights(model: PeftModel, path: Path) -> None:
-    """Put saved tensors into the injected adapter. Raises ValueError where names do not match."""
-    result = set_peft_model_state_dict(model, load_file(path))
-    if result.unexpected_keys:
-        raise ValueError(f"the adapter has tensors that the model has no place for: {result.unexpected_keys[:3]}")

@@ -12,7 +12,7 @@ from pydantic import Field
 from olivine_api.base import StatusModel
 from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.reasons import Reason
-from olivine_api.status import Artifact, MetricMap, Snapshot
+from olivine_api.status import Artifact, ArtifactKind, MetricMap, Snapshot
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, SupersededError
 from olivine_trainer.storage.head import Attempt, require_head
 from olivine_trainer.storage.layout import BASELINE, PUBLISHED, SOURCES, SPEC, artifact_folder, attempt_folder
@@ -160,14 +160,14 @@ class RunRecords:
         return SourceDigests.model_validate_json(found.data) if found is not None else None
 
 
-def upload_artifact(run: Store, mine: Attempt, folder: Path, about: dict[str, Any]) -> Artifact:
-    """Write an adapter's folder under its digest; the same content is the same artifact, whoever wrote it."""
-    manifest = describe(folder, {"kind": "Adapter", **about})
+def upload_artifact(run: Store, mine: Attempt, folder: Path, kind: ArtifactKind, about: dict[str, Any]) -> Artifact:
+    """Write an artifact's folder under its digest; the same content is the same artifact, whoever wrote it."""
+    manifest = describe(folder, {"kind": kind, **about})
     key = artifact_folder(manifest.digest)
     upload_files(run, key, folder, manifest, may_write=lambda: require_head(run, mine))
     require_head(run, mine)
     write_manifest(run, key, manifest)
-    return Artifact(kind="Adapter", uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))
+    return Artifact(kind=kind, uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))
 
 
 def _changed(what: str, attempt: int) -> str:
