@@ -135,9 +135,7 @@ UNSERVED: dict[str, Json] = {
         "task": "Generation",
         "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
     },
-    "data.labels": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "data.packing": {"data.packing": True},
-    "data.clean": {"data.clean": {"deduplicate": True}},
     "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
     "method.type": {"method": {"type": "Full"}},
@@ -145,7 +143,7 @@ UNSERVED: dict[str, Json] = {
     "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
-    "training.loss.name": {"training.loss": {"name": "focal"}},
+    "training.loss.configMap": {"training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"}},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
@@ -167,6 +165,8 @@ RIGHT: dict[str, Json] = {
     "all metrics of answers": {
         "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
     },
+    "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
+    "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
     "a validation file": {
         "data.validationFraction": None,
@@ -191,6 +191,7 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "defaults said aloud": {
         "classification": {"head": "Generative"},

@@ -80,7 +80,7 @@ def fit_examples(
             if on_overflow is OnOverflow.FAIL:
                 raise DataError(
                     Reason.ROW_TOO_LONG,
-                    f"row {row.number} of {source} has {len(example.ids)} tokens, data.maxLength is {max_length}: raise"
+                    f"{row.of(source)} has {len(example.ids)} tokens, data.maxLength is {max_length}: raise"
                     " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
                 )
             example = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None

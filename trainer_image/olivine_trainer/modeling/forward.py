@@ -5,8 +5,8 @@ called in two halves is not looked up but tried: where hidden states through the
 scales or caps them, or has no separable head), the whole forward is used.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,25 @@ class Batch:
     """[learned] int64; the learned tokens"""
     tokens: int
     """Tokens without padding"""
+    right: "Batch | None" = None
+    """The other texts, where the rows are pairs."""
+    pair_labels: torch.Tensor | None = None
+    """[rows] fp32; of pairs"""
+
+    @property
+    def weight(self) -> int:
+        """What the summed loss is divided by: how many tokens are learned, or how many pairs there are."""
+        return len(self.labels) if self.pair_labels is None else len(self.pair_labels)
 
 
 def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
     """Pad rows on the right and list what is learned."""
+    pairs = [example.pair for example in examples if example.pair is not None]
+    if pairs:
+        left = collate([replace(example, pair=None) for example in examples], pad_id, device)
+        right = collate([Example(pair.right, np.zeros(len(pair.right), np.bool_), 0) for pair in pairs], pad_id, device)
+        labels = torch.tensor([pair.label for pair in pairs], dtype=torch.float32, device=device)
+        return replace(left, right=right, pair_labels=labels, tokens=left.tokens + right.tokens)
     width = max(len(example.ids) for example in examples)
     ids = np.full((len(examples), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(examples), width), dtype=np.int64)
@@ -56,24 +71,40 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
     )
 
 
+TokenLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits [learned, vocabulary] in fp32 and labels [learned] to their losses' sum, a scalar."""
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, summed."""
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
 class SummedLoss(nn.Module):
-    """Negative log-likelihood of the learned tokens of a batch, summed (a scalar, fp32).
+    """The loss of a batch, summed over what it counts (`Batch.weight`); a scalar in fp32.
 
     `model` is a causal model, possibly with an adapter injected; `split_head` says whether it is called in two halves.
+    Evaluation measures the cross entropy, whatever `token_loss` training minimises: losses of different jobs stay comparable.
     """
 
-    def __init__(self, model: nn.Module, causal: Any, *, split_head: bool) -> None:
+    def __init__(self, model: nn.Module, causal: Any, *, split_head: bool, token_loss: TokenLoss = cross_entropy) -> None:
         super().__init__()
         self.model = model
         self.split_head = split_head
+        self.token_loss = token_loss
         # Plain attributes would register the same parameters twice.
         object.__setattr__(self, "_causal", causal)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """`ids`, `mask` [rows, tokens]; `positions`, `labels` [learned]; see Batch."""
-        causal: Any = object.__getattribute__(self, "_causal")
-        logits = learned_logits(causal, ids, mask, positions, split_head=self.split_head)
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    @property
+    def causal(self) -> Any:
+        """The model that is called."""
+        return object.__getattribute__(self, "_causal")
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The sum; the engine divides it."""
+        logits = learned_logits(self.causal, batch.ids, batch.mask, batch.positions, split_head=self.split_head)
+        measure = self.token_loss if self.training else cross_entropy
+        return measure(logits.float(), batch.labels)
 
 
 def learned_logits(
