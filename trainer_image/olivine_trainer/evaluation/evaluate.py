@@ -10,6 +10,7 @@ import torch
 
 from olivine_trainer.evaluation.generate import answer_limit, greedy_answers
 from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY
+from olivine_trainer.evaluation.labels import LabelScorer
 from olivine_trainer.evaluation.loss import Tick, mean_loss
 from olivine_trainer.evaluation.measures import Case, Measure
 from olivine_trainer.modeling.example import Example
@@ -42,6 +43,8 @@ class Evaluator:
     samples: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
+    scorer: LabelScorer | None = None
+    """Chooses answers among labels; None where they are generated."""
     world: World = field(default_factory=alone)
     """The ranks that share the work; each gets all results."""
 
@@ -53,20 +56,39 @@ class Evaluator:
         """All metrics and the sample answers; the answers that metrics need serve as samples too."""
         if not self.examples:
             return Evaluated(metrics={}, answers=[])
-        asked = with_answers(self.examples)
-        compared = any(measure.compare is not None for measure in self.metrics)
-        wanted = asked if compared else asked[: self.samples]
-        passes = _Passes(tick, 2 if wanted else 1)
-        metrics = self._loss(self.examples, self.metrics, passes.next())
-        if not wanted:
-            return Evaluated(metrics=metrics, answers=[])
-        answers = self._generated(wanted, passes.next())
-        metrics |= compared_by(self.metrics, wanted, answers)
+        metrics, answers = self._measured(self.examples, self.metrics, tick, samples=self.samples)
         return Evaluated(metrics=metrics, answers=answers[: self.samples])
 
     def sample_examples(self) -> list[Example]:
         """The rows that `Evaluated.answers` belong to."""
         return with_answers(self.examples)[: self.samples]
+
+    def _measured(
+        self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick, *, samples: int
+    ) -> tuple[dict[str, float], list[str]]:
+        """Everything about some rows, and the answers that were needed for it, at least `samples`."""
+        asked = with_answers(examples)
+        chosen = [measure for measure in measures if measure.compare is not None and not self._is_free(measure)]
+        free = [measure for measure in measures if measure.compare is not None and self._is_free(measure)]
+        wanted = asked if chosen else asked[:samples]
+        passes = _Passes(tick, 1 + bool(wanted) + bool(free and asked))
+        metrics = self._loss(examples, measures, passes.next())
+        answers = self._answers(wanted, passes.next()) if wanted else []
+        if wanted:
+            metrics |= compared_by(chosen, wanted, answers)
+        if free and asked:
+            metrics |= compared_by(free, asked, self._generated(asked, passes.next()))
+        return metrics, answers
+
+    def _is_free(self, measure: Measure) -> bool:
+        """Whether it judges generated text, while answers are chosen among labels."""
+        return measure.of_text and self.scorer is not None
+
+    def _answers(self, examples: Sequence[Example], tick: Tick) -> list[str]:
+        if self.scorer is None:
+            return self._generated(examples, tick)
+        with self.autocast():
+            return self.scorer.answers(examples, batch_size=self.batch_size, tick=tick, world=self.world)
 
     def _loss(self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick) -> dict[str, float]:
         with self.autocast():

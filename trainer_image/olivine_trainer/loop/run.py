@@ -14,6 +14,7 @@ from olivine_trainer.evaluation.evaluate import Evaluator
 from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
+from olivine_trainer.loop.answers import label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
@@ -124,6 +125,7 @@ def set_up(
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
+        scorer=label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device),
         world=world,
     )
     tracker = Tracker(
