@@ -58,8 +58,6 @@ UNSERVED_FINETUNEJOB = (
     _true("data.streaming"),
     _present("data.template.pair", "write text, prompt with completion, or messages"),
     _present("data.extraction"),
-    _true("data.packing"),
-    _filled("data.augmentation"),
     _other("classification.head", ("Generative",), "write Generative"),
     _other("method.type", ("LoRA",), "write LoRA"),
     _filled("method.lora.modulesToSave"),

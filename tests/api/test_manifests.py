@@ -47,6 +47,24 @@ WRONG: dict[str, tuple[Json, str]] = {
     "stratified without fraction": ({"data.validationFraction": None, "data.stratifyBy": "tone"}, "needs data.validationFraction"),
     "whole fraction": ({"data.validationFraction": 1.0}, "validationFraction"),
     "streaming and a fraction": ({"data.streaming": True}, "data.streaming excludes"),
+    "unknown augmentation": ({"data.augmentation": [{"name": "typos", "probability": 0.1}]}, "augmentation"),
+    "paraphrase of nothing": (
+        {"data.augmentation": [{"name": "template_paraphrase", "probability": 0.1}]},
+        "template_paraphrase needs templates",
+    ),
+    "augmented text": (
+        {
+            "task": "Generation",
+            "data.template": {"text": "{a}"},
+            "data.lossOn": "All",
+            "data.augmentation": [{"name": "word_dropout", "probability": 0.1}],
+        },
+        "data.augmentation needs data.template.prompt",
+    ),
+    "packed pairs": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
+        "data.packing is not for data.template.pair",
+    ),
     "text with lossOn Completion": ({"task": "Generation", "data.template": {"text": "{a}"}}, "lossOn must be All"),
     # task and method
     "classification of texts": ({"data.template": {"text": "{a}"}, "data.lossOn": "All"}, "Classification needs"),
@@ -135,8 +153,6 @@ UNSERVED: dict[str, Json] = {
         "task": "Generation",
         "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
     },
-    "data.packing": {"data.packing": True},
-    "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
     "method.type": {"method": {"type": "Full"}},
     "method.lora.modulesToSave": {"method.lora.modulesToSave": ["lm_head"]},
@@ -165,6 +181,14 @@ RIGHT: dict[str, Json] = {
     "all metrics of answers": {
         "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
     },
+    "rows augmented": {
+        "data.augmentation": [
+            {"name": "word_dropout", "probability": 0.1, "parameters": {"share": 0.2}},
+            {"name": "case_noise", "probability": 0.1, "parameters": {"style": "upper"}},
+            {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
+        ]
+    },
+    "rows packed": {"data.packing": True},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},

@@ -52,8 +52,14 @@ def epoch_order(seed: int, epoch: int, rows: int) -> npt.NDArray[np.int64]:
 
 def batch_rows(seed: int, step: int, batch: int, rows: int) -> list[int]:
     """Row indices of the global batch of `step` (from 0). Epochs follow one another without a gap; batches may straddle them."""
+    return [row for _, row in batch_places(seed, step, batch, rows)]
+
+
+def batch_places(seed: int, step: int, batch: int, rows: int) -> list[tuple[int, int]]:
+    """The same as (epoch, row index)."""
     first = step * batch
-    return [int(epoch_order(seed, position // rows, rows)[position % rows]) for position in range(first, first + batch)]
+    places = (divmod(position, rows) for position in range(first, first + batch))
+    return [(epoch, int(epoch_order(seed, epoch, rows)[place])) for epoch, place in places]
 
 
 def rank_micro_batches(batch: Sequence[Item], *, rank: int, world: int, micro: int) -> list[Sequence[Item]]:

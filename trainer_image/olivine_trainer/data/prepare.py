@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from olivine_api.finetunejob import Data
 from olivine_api.reasons import Reason
 from olivine_api.status import ResolvedData
+from olivine_trainer.data.augment import AugmentedRows, Augmenter
 from olivine_trainer.data.batches import TokenisedRows, TrainingRows
 from olivine_trainer.data.clean import Removed, clean_rows
 from olivine_trainer.data.labels import Labels, find_labels
-from olivine_trainer.data.making import example_maker
+from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
@@ -28,6 +29,7 @@ class LoadedRows:
     split: Split
     test: list[Row]
     template: RowTemplate
+    augmenter: Augmenter | None
     labels: Labels | None
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
@@ -61,6 +63,9 @@ def load_rows(
     validation = _read(validation_files, template, "data.validation") if validation_files is not None else []
     test = _read(test_files, template, "data.test") if test_files is not None else []
     measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
+    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
+    if augmenter is not None:
+        _require(augmenter.named_fields, train, "data.train")
     train, removed = clean_rows(train, data.clean, template, measured)
     labels = find_labels(data, template, train)
     if labels is not None:
@@ -72,14 +77,17 @@ def load_rows(
         split = _split(data, data.validation_fraction, train, template, seed)
     else:
         split = Split(train=train, validation=validation)
-    return LoadedRows(split, test, template, labels, digest=_digest(split, test), removed=removed)
+    return LoadedRows(split, test, template, augmenter, labels, digest=_digest(split, test), removed=removed)
 
 
 def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int]) -> Prepared:
     """Tokenise all sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
 
+    def maker(source: str) -> MakeExample:
+        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=loaded.labels, source=source)
+
     def fitted(rows: Sequence[Row], source: str) -> Fitted:
-        make = example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=loaded.labels, source=source)
+        make = maker(source)
         return fit_examples(
             rows, lambda row: make(row, None), max_length=data.max_length, on_overflow=data.on_overflow, source=source
         )
@@ -114,7 +122,9 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
     )
     everything = [example for side in sides for example in side.examples]
     return Prepared(
-        train=TokenisedRows(train.examples),
+        train=TokenisedRows(train.examples)
+        if loaded.augmenter is None
+        else AugmentedRows(train.rows, train.examples, maker("data.train"), loaded.augmenter, data.max_length),
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
@@ -126,9 +136,13 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
 
 def _read(files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
     rows = read_selected(files, source)
-    for where, fields in template.named_fields.items():
-        require_fields(rows, fields, where, source)
+    _require(template.named_fields, rows, source)
     return rows
+
+
+def _require(named: Mapping[str, Sequence[str]], rows: Sequence[Row], source: str) -> None:
+    for where, fields in named.items():
+        require_fields(rows, fields, where, source)
 
 
 def _why_none_is_left(fitted: Fitted, rows: int, max_length: int) -> str:

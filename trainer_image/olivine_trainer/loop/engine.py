@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from olivine_api.finetunejob import FineTuneJobSpec, Training
+from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
-from olivine_trainer.errors import NonFiniteLossError
+from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
 from olivine_trainer.losses.build import make_loss
@@ -20,6 +21,7 @@ from olivine_trainer.methods.choose import put_on
 from olivine_trainer.methods.method import Method, trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
+from olivine_trainer.modeling.packing import keeps_rows_apart
 from olivine_trainer.modeling.precision import ResolvedPrecision
 from olivine_trainer.plugins import OwnClass
 from olivine_trainer.world.world import World
@@ -50,6 +52,8 @@ class Engine:
     training: Training
     effective_batch: int
     pad_id: int
+    packed: bool = False
+    """Rows of a micro-batch share sequences (data.packing)."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -100,7 +104,7 @@ class Engine:
             if not members:
                 continue  # rows that do not divide evenly: this rank has none left
             try:
-                batch = collate(members, self.pad_id, self.accelerator.device)
+                batch = collate(members, self.pad_id, self.accelerator.device, packed=self.packed)
                 nll = self.prepared(batch)
                 self.accelerator.backward(nll * (1 / max(weight, 1)))
                 total += nll.detach()
@@ -159,6 +163,11 @@ def build_engine(
     training = spec.training
     base.to(accelerator.device)
     split_head = can_split_head(base)
+    if spec.data.packing and not keeps_rows_apart(base):
+        raise ConfigurationError(
+            Reason.MODEL_UNSUPPORTED,
+            f"data.packing is true, but {type(base).__name__} lets packed rows see one another: leave data.packing out",
+        )
     method = put_on(base, spec.method, seed=training.seed)
     if training.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -179,6 +188,7 @@ def build_engine(
         training=training,
         effective_batch=effective_batch,
         pad_id=pad_id,
+        packed=spec.data.packing,
     )
 
 
