@@ -23,10 +23,11 @@ class MetricName(StrEnum):
     MICRO_F1 = "micro_f1"
     BLEU = "bleu"
     ROUGE = "rouge"
+    SEQEVAL = "seqeval"
 
 
 class Metric(Plugin):
-    """One metric: accuracy and exact_match are the share of answers that equal the completion; f1 (macro_f1) and micro_f1 take completions as labels; bleu (0 to 100) is sacrebleu's, rouge gives rouge1, rouge2 and rougeL; perplexity is exp(eval_loss)."""
+    """One metric: accuracy and exact_match are the share of answers that equal the completion; f1 (macro_f1) and micro_f1 take completions as labels; bleu (0 to 100) is sacrebleu's, rouge gives rouge1, rouge2 and rougeL; seqeval (task Extraction) gives entityF1, entityPrecision, entityRecall and malformedAnswers, the number of answers that could not be read whole; perplexity is exp(eval_loss)."""
 
 
 class Benchmark(ApiModel):
@@ -68,7 +69,7 @@ class Evaluation(ApiModel):
     every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Evaluate the validation loss every so many steps. Default: at the end only."""
     metrics: Annotated[list[Metric], Field(max_length=16)] | None = None
-    """Default by task: accuracy and f1 for Classification, rouge for Summarization, perplexity otherwise. eval_loss is always measured; names are camelCase in status."""
+    """Default by task: accuracy and f1 for Classification, rouge for Summarization, seqeval for Extraction, perplexity otherwise. eval_loss is always measured; names are camelCase in status."""
     benchmarks: Annotated[list[Benchmark], Field(max_length=16)] | None = None
     gates: Annotated[list[Gate], Field(max_length=16)] | None = None
     samples: Annotated[int, Field(ge=0, le=64)] = 8

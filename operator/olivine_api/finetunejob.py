@@ -170,6 +170,21 @@ class FineTuneJobSpec(ApiModel):
             message="evaluation.metrics other than perplexity need data.template.prompt with completion, or messages: they compare answers",
         ),
         Rule(
+            cel="self.task != 'Extraction' || has(self.data.template.prompt)",
+            holds=lambda s: s.task is not Task.EXTRACTION or s.data.template.prompt is not None,
+            message="task Extraction needs data.template.prompt with completion: the completion is the spans field",
+        ),
+        Rule(
+            cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m,"
+            " self.task == 'Extraction' ? !(m.name in ['f1', 'macro_f1', 'micro_f1']) : m.name != 'seqeval')",
+            holds=lambda s: all(
+                m.name not in ("f1", "macro_f1", "micro_f1") if s.task is Task.EXTRACTION else m.name != "seqeval"
+                for m in s.evaluation.metrics or ()
+            ),
+            message="evaluation.metrics f1, macro_f1 and micro_f1 are over whole answers, seqeval is over entities:"
+            " write seqeval for task Extraction, and only there",
+        ),
+        Rule(
             cel="self.task != 'Summarization' || has(self.data.template.prompt) || has(self.data.template.messages)",
             holds=lambda s: (
                 s.task is not Task.SUMMARIZATION or s.data.template.prompt is not None or s.data.template.messages is not None

@@ -49,15 +49,9 @@ def _other(path: str, served: Sequence[str], instead: str) -> Rule:
 
 
 UNSERVED_FINETUNEJOB = (
-    _other(
-        "task",
-        ("Instruction", "Classification", "Generation", "Summarization"),
-        "write Instruction, Classification, Generation or Summarization; an extraction is a Generation with prompt and completion",
-    ),
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
     _present("data.template.pair", "write text, prompt with completion, or messages"),
-    _present("data.extraction"),
     _other("classification.head", ("Generative",), "write Generative"),
     _other("method.type", ("LoRA",), "write LoRA"),
     _filled("method.lora.modulesToSave"),

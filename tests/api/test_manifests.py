@@ -101,6 +101,15 @@ WRONG: dict[str, tuple[Json, str]] = {
         "evaluation.metrics other than perplexity need data.template.prompt",
     ),
     "metric that nobody knows": ({"evaluation.metrics": [{"name": "sacrebleu"}]}, "evaluation.metrics knows accuracy, perplexity"),
+    "entities of a classification": ({"evaluation.metrics": [{"name": "seqeval"}]}, "write seqeval for task Extraction"),
+    "extraction of chats": (
+        {
+            "task": "Extraction",
+            "data.template": {"messages": "chat"},
+            "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+        },
+        "task Extraction needs",
+    ),
     "summaries of texts": (
         {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
         "task Summarization needs",
@@ -143,10 +152,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "task": {
-        "task": "Extraction",
-        "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
-    },
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
     "data.streaming": {"data.validationFraction": None, "data.streaming": True},
     "data.template.pair": {
@@ -178,6 +183,11 @@ RIGHT: dict[str, Json] = {
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
     "summaries": {"task": "Summarization", "evaluation.metrics": [{"name": "rouge"}, {"name": "bleu"}]},
+    "entities": {
+        "task": "Extraction",
+        "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+        "evaluation.metrics": [{"name": "seqeval"}, {"name": "exact_match"}],
+    },
     "all metrics of answers": {
         "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
     },

@@ -12,7 +12,9 @@ from olivine_trainer.data.template import RowTemplate, as_text, require_fields
 from olivine_trainer.errors import ConfigurationError, DataError
 from olivine_trainer.spans import Span, fold, is_label, is_tag, write_spans
 
-_FORMS = 'a list of {"label", "start", "end"} (or "text" in place of the offsets), or an object from label to text or {"text", "span"}'
+_FORMS = (
+    'a list of {"label", "start", "end"} (or "text" in place of the offsets), or an object from label to text or {"text", "span"}'
+)
 
 
 def check_extraction(extraction: Extraction, template: RowTemplate) -> None:
@@ -21,7 +23,9 @@ def check_extraction(extraction: Extraction, template: RowTemplate) -> None:
     if prompt is None or extraction.text_field not in prompt.fields:
         raise _of_spec(f"data.template.prompt must name {{{extraction.text_field}}}: it is data.extraction.textField")
     if completion is None or set(completion.fields) != {extraction.spans_field}:
-        raise _of_spec(f"data.template.completion must name {{{extraction.spans_field}}} (data.extraction.spansField) and no other field")
+        raise _of_spec(
+            f"data.template.completion must name {{{extraction.spans_field}}} (data.extraction.spansField) and no other field"
+        )
 
 
 def written_rows(rows: Sequence[Row], extraction: Extraction, source: str) -> list[Row]:
@@ -49,7 +53,9 @@ def _tags(row: Row, extraction: Extraction, source: str) -> dict[str, str]:
     if not tags and not row.fields.get(extraction.spans_field):
         tags = ["O"] * len(tokens)
     if len(tokens) != len(tags):
-        raise _of_row(row, source, f"has {len(tokens)} tokens in {{{extraction.text_field}}} and {len(tags)} tags: write one a token")
+        raise _of_row(
+            row, source, f"has {len(tokens)} tokens in {{{extraction.text_field}}} and {len(tags)} tags: write one a token"
+        )
     wrong = next((tag for tag in tags if not is_tag(tag)), None)
     if wrong is not None:
         raise _of_row(row, source, f"has the tag {wrong!r}: write O, B-label or I-label")
@@ -106,9 +112,13 @@ def _placed(text: str, label: str, offsets: Any, said: Any, *, row: Row, source:
     except (TypeError, ValueError):
         raise _of_row(row, source, f"has a span {label!r} with the offsets {offsets!r}: write two numbers") from None
     if not 0 <= start < end <= len(text) or not text[start:end].strip():
-        raise _of_row(row, source, f"has a span {label!r} from {start} to {end}, which are no characters of its text of {len(text)}")
+        raise _of_row(
+            row, source, f"has a span {label!r} from {start} to {end}, which are no characters of its text of {len(text)}"
+        )
     if isinstance(said, str) and fold(said) != fold(text[start:end]):
-        raise _of_row(row, source, f"has a span {label!r} with the text {said!r}, but its offsets hold {text[start:end]!r}: correct one")
+        raise _of_row(
+            row, source, f"has a span {label!r} with the text {said!r}, but its offsets hold {text[start:end]!r}: correct one"
+        )
     return Span(start, end, label, fold(text[start:end]))
 
 

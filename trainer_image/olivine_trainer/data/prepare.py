@@ -12,6 +12,7 @@ from olivine_api.status import ResolvedData
 from olivine_trainer.data.augment import AugmentedRows, Augmenter
 from olivine_trainer.data.batches import TokenisedRows, TrainingRows
 from olivine_trainer.data.clean import Removed, clean_rows
+from olivine_trainer.data.extraction import check_extraction, written_rows
 from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
@@ -59,9 +60,11 @@ def load_rows(
     Raises DataError (see rows, template, clean, labels, split) and ConfigurationError for a template that cannot be read.
     """
     template = RowTemplate.of(data.template)
-    train = _read(train_files, template, "data.train")
-    validation = _read(validation_files, template, "data.validation") if validation_files is not None else []
-    test = _read(test_files, template, "data.test") if test_files is not None else []
+    if data.extraction is not None:
+        check_extraction(data.extraction, template)
+    train = read_for(data, train_files, template, "data.train")
+    validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
+    test = read_for(data, test_files, template, "data.test") if test_files is not None else []
     measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
     augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
     if augmenter is not None:
@@ -134,8 +137,11 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
     )
 
 
-def _read(files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
+def read_for(data: Data, files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
+    """All rows of a source, as the template takes them. Raises DataError: see rows, template, extraction."""
     rows = read_selected(files, source)
+    if data.extraction is not None:
+        rows = written_rows(rows, data.extraction, source)
     _require(template.named_fields, rows, source)
     return rows
 

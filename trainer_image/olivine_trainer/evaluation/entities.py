@@ -47,7 +47,9 @@ def _from_spans(source: str, expected: str, answer: str) -> tuple[Tags, bool]:
     return (wanted, got), malformed
 
 
-def _placed(source: str, tokens: Sequence[tuple[int, int]], pairs: Sequence[tuple[str, str]]) -> tuple[list[str], Counter[tuple[str, str]]]:
+def _placed(
+    source: str, tokens: Sequence[tuple[int, int]], pairs: Sequence[tuple[str, str]]
+) -> tuple[list[str], Counter[tuple[str, str]]]:
     """Tags of the tokens: each text at its first free place after the one before, else at its first free one at all."""
     tags = ["O"] * len(tokens)
     beside: Counter[tuple[str, str]] = Counter()

@@ -142,7 +142,7 @@ def with_answers(examples: Sequence[Example]) -> list[Example]:
 
 def compared_by(measures: Sequence[Measure], examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     """Everything that the measures make of the answers."""
-    cases = [Case(example.expected or "", answer) for example, answer in zip(examples, answers, strict=True)]
+    cases = [Case(example.expected or "", answer, example.source) for example, answer in zip(examples, answers, strict=True)]
     found: dict[str, float] = {}
     for measure in measures:
         if measure.compare is not None:

@@ -1,11 +1,12 @@
 """From the specification's metrics to what is computed: which keys each has in status, and over which answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from olivine_api.evaluation import Metric, MetricName
+from olivine_api.evaluation import MetricName
 from olivine_api.finetunejob import FineTuneJobSpec, Task
 from olivine_trainer.evaluation import texts
+from olivine_trainer.evaluation.entities import ENTITY_KEYS, entity_scores
 from olivine_trainer.evaluation.keys import ACCURACY, PERPLEXITY
 
 
@@ -15,6 +16,8 @@ class Case:
 
     expected: str
     answer: str
+    source: str = ""
+    """The text that entities are extracted from."""
 
 
 Compare = Callable[[Sequence[Case]], dict[str, float]]
@@ -58,21 +61,33 @@ _BUILT_IN = {
     MetricName.MICRO_F1: Measure(("microF1",), _over(_micro, "microF1")),
     MetricName.BLEU: Measure(("bleu",), _over(texts.bleu, "bleu"), of_text=True),
     MetricName.ROUGE: Measure(("rouge1", "rouge2", "rougeL"), _rouge, of_text=True),
+    MetricName.SEQEVAL: Measure(ENTITY_KEYS, None),
 }
 
 _DEFAULTS = {
+    Task.EXTRACTION: (MetricName.SEQEVAL,),
     Task.CLASSIFICATION: (MetricName.ACCURACY, MetricName.F1),
     Task.SUMMARIZATION: (MetricName.ROUGE,),
 }
 
 
-def measure_of(metric: Metric) -> Measure:
-    """What a metric of the specification computes."""
-    return _BUILT_IN[MetricName(metric.name)]
+def measure_of(name: str, spec: FineTuneJobSpec) -> Measure:
+    """What a built-in metric computes."""
+    measure = _BUILT_IN[MetricName(name)]
+    extraction = spec.data.extraction
+    if name != MetricName.SEQEVAL or extraction is None:
+        return measure
+
+    def compare(cases: Sequence[Case]) -> dict[str, float]:
+        return entity_scores(
+            extraction.format, [case.source for case in cases], [case.expected for case in cases], [case.answer for case in cases]
+        )
+
+    return replace(measure, compare=compare)
 
 
 def measures_of(spec: FineTuneJobSpec) -> tuple[Measure, ...]:
-    """Those asked for; by default accuracy and F1 for Classification, ROUGE for Summarization, perplexity otherwise."""
+    """Those asked for; by default accuracy and F1 for Classification, ROUGE for Summarization, seqeval for Extraction, perplexity otherwise."""
     if spec.evaluation.metrics is not None:
-        return tuple(measure_of(metric) for metric in spec.evaluation.metrics)
-    return tuple(_BUILT_IN[name] for name in _DEFAULTS.get(spec.task, (MetricName.PERPLEXITY,)))
+        return tuple(measure_of(metric.name, spec) for metric in spec.evaluation.metrics)
+    return tuple(measure_of(name, spec) for name in _DEFAULTS.get(spec.task, (MetricName.PERPLEXITY,)))
