@@ -53,8 +53,6 @@ UNSERVED_FINETUNEJOB = (
     _true("data.streaming"),
     _present("data.template.pair", "write text, prompt with completion, or messages"),
     _other("classification.head", ("Generative",), "write Generative"),
-    _other("method.type", ("LoRA",), "write LoRA"),
-    _filled("method.lora.modulesToSave"),
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _present("training.earlyStopping"),
