@@ -52,7 +52,6 @@ UNSERVED_FINETUNEJOB = (
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
     _present("data.template.pair", "write text, prompt with completion, or messages"),
-    _other("classification.head", ("Generative",), "write Generative"),
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _present("training.earlyStopping"),

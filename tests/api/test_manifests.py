@@ -119,6 +119,15 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
         "no rows to measure on",
     ),
+    "a head without labels": ({"classification": {"head": "Sequence"}}, "classification.head Sequence needs data.labels"),
+    "text of a head": (
+        {
+            "classification": {"head": "Sequence"},
+            "data.labels": {"field": "tone"},
+            "evaluation.metrics": [{"name": "bleu"}],
+        },
+        "a classification head generates none",
+    ),
     "gate of nothing": ({"evaluation.gates": [{"metric": "accuracy"}]}, "either manual: true alone, or a metric"),
     "nothing published": ({"outputs": {"adapter": False}}, "outputs must have at least one of"),
     "search beyond its trials": (
@@ -158,7 +167,6 @@ UNSERVED: dict[str, Json] = {
         "task": "Generation",
         "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
     },
-    "classification.head": {"classification": {"head": "Sequence"}},
     "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
@@ -236,6 +244,7 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "a classification head": {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "the whole model": {"method": {"type": "Full"}},
     "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
     "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},

@@ -31,7 +31,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in tone_rows(24):
         words = row["phrase"].split()
         start = len(row["phrase"]) - len(words[-1])
-        span = {"start": start, "end": len(row["phrase"]), "label": "number", "text": words[-1]}
+        span = {"start": start, "end": len(row["phrase"]), "label": "number"}
         chat = [{"role": "user", "content": row["phrase"]}, {"role": "assistant", "content": row["tone"]}]
         made.append({**row, "chat": chat, "spans": [span]})
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", made)
