@@ -158,7 +158,7 @@ def test_a_head_learns_and_resumes_to_the_same_bytes(tiny_model: Path, rows: Pat
     calm = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/calm", **changes), tmp_path / "s0").snapshot
     assert calm.baseline["evalLoss"] == pytest.approx(1.0986, abs=0.2)  # ln 3
     assert calm.metrics["accuracy"] >= 0.9
-    assert calm.metrics.keys() == calm.baseline.keys() == {"evalLoss", "accuracy", "f1"}
+    assert calm.metrics.keys() >= calm.baseline.keys() == {"evalLoss", "accuracy", "f1"}
     job = make_job(tiny_model, rows, f"file://{tmp_path}/killed", **changes)
     kill_in_step(job, 20, tmp_path / "s1")
     resumed = run_job(job, tmp_path / "s2")
