@@ -56,9 +56,11 @@ class Gate(ApiModel):
     )
 
     metric: MetricText | None = None
+    """One that is measured: eval_loss, accuracy, …, by its name in evaluation.metrics or in status; test_accuracy for data.test."""
     min: float | None = None
     max: float | None = None
     improves_on_base: bool | None = None
+    """Strictly better than the base model: lower for losses, perplexity and malformedAnswers, higher for the rest."""
     manual: bool | None = None
     """A person approves."""
 

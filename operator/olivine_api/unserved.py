@@ -68,7 +68,12 @@ UNSERVED_FINETUNEJOB = (
         message="evaluation.metrics[].parameters is not served by this release: leave it out",
     ),
     _filled("evaluation.benchmarks"),
-    _filled("evaluation.gates"),
+    Rule(
+        cel="!has(self.evaluation.gates) || self.evaluation.gates.all(g, !has(g.manual) || !g.manual)",
+        holds=lambda spec: all(not gate.manual for gate in spec.evaluation.gates or ()),
+        message="evaluation.gates[].manual is not served by this release: write a metric with min, max or improvesOnBase",
+        field_path=".evaluation.gates",
+    ),
     _present("tracking.mlflow"),
     _present("search", "write one FineTuneJob for each value"),
     _true("outputs.merged"),

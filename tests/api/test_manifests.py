@@ -174,7 +174,7 @@ UNSERVED: dict[str, Json] = {
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
-    "evaluation.gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}]},
+    "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
     "search": {
         "search": {"trials": 2, "space": {"training.learningRate": {"type": "float", "low": 1e-6, "high": 1e-3, "log": True}}}
@@ -194,6 +194,7 @@ RIGHT: dict[str, Json] = {
         "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
         "evaluation.metrics": [{"name": "seqeval"}, {"name": "exact_match"}],
     },
+    "gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}, {"metric": "eval_loss", "improvesOnBase": True}]},
     "all metrics of answers": {
         "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
     },

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from olivine_trainer.spans import is_tag, read_spans
 
@@ -23,7 +23,8 @@ def entity_scores(
     read: Callable[[str, str, str], tuple[Tags, bool]] = _from_tags if extraction == "BIO" else _from_spans
     rows = [read(*row) for row in zip(sources, expected, answers, strict=True)]
     wanted, got = [tags[0] for tags, _ in rows], [tags[1] for tags, _ in rows]
-    scores = [float(score(wanted, got, zero_division=0)) for score in (f1_score, precision_score, recall_score)]
+    functions: tuple[Callable[..., Any], ...] = (f1_score, precision_score, recall_score)
+    scores = [float(score(wanted, got, zero_division=0)) for score in functions]
     return dict(zip(ENTITY_KEYS, [*scores, float(sum(malformed for _, malformed in rows))], strict=True))
 
 

@@ -49,6 +49,13 @@ class Evaluator:
     world: World = field(default_factory=alone)
     """The ranks that share the work; each gets all results."""
 
+    @property
+    def keys(self) -> dict[str, bool]:
+        """Everything that is measured, and whether lower is better."""
+        if not self.examples:
+            return {}
+        return {EVAL_LOSS: True} | {key: key in measure.lower for measure in self.metrics for key in measure.keys}
+
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
         return self._loss(self.examples, self.metrics, tick)

@@ -1,10 +1,8 @@
-"""What metrics are called in status: camelCase, and which of them are better when lower."""
+"""What metrics are called in status: camelCase, and after whose rows."""
 
 EVAL_LOSS = "evalLoss"
 PERPLEXITY = "perplexity"
 ACCURACY = "accuracy"
-
-_LOWER_IS_BETTER = (EVAL_LOSS, PERPLEXITY)
 
 
 def camel(name: str) -> str:
@@ -19,8 +17,3 @@ def key_of(rows: str, metric: str) -> str:
         return metric
     metric = "loss" if metric == EVAL_LOSS else metric
     return camel(rows.replace("-", "_")) + metric[:1].upper() + metric[1:]
-
-
-def lower_is_better(metric: str) -> bool:
-    """Of a metric's key without the name of its rows."""
-    return metric in _LOWER_IS_BETTER

@@ -33,7 +33,8 @@ class Measure:
     """None where it follows from the loss alone."""
     of_text: bool = False
     """Judges what is generated freely, also where answers are chosen among labels."""
-    lower_is_better: bool = False
+    lower: tuple[str, ...] = ()
+    """Those of its keys that are better when lower."""
 
 
 def _over(function: Callable[[Sequence[str], Sequence[str]], float], key: str) -> Compare:
@@ -53,7 +54,7 @@ def _rouge(cases: Sequence[Case]) -> dict[str, float]:
 
 
 _BUILT_IN = {
-    MetricName.PERPLEXITY: Measure((PERPLEXITY,), None, lower_is_better=True),
+    MetricName.PERPLEXITY: Measure((PERPLEXITY,), None, lower=(PERPLEXITY,)),
     MetricName.ACCURACY: Measure((ACCURACY,), _over(texts.share_of_equal, ACCURACY)),
     MetricName.EXACT_MATCH: Measure(("exactMatch",), _over(texts.share_of_equal, "exactMatch"), of_text=True),
     MetricName.F1: Measure(("f1",), _over(_macro, "f1")),
@@ -61,7 +62,7 @@ _BUILT_IN = {
     MetricName.MICRO_F1: Measure(("microF1",), _over(_micro, "microF1")),
     MetricName.BLEU: Measure(("bleu",), _over(texts.bleu, "bleu"), of_text=True),
     MetricName.ROUGE: Measure(("rouge1", "rouge2", "rougeL"), _rouge, of_text=True),
-    MetricName.SEQEVAL: Measure(ENTITY_KEYS, None),
+    MetricName.SEQEVAL: Measure(ENTITY_KEYS, None, lower=("malformedAnswers",)),
 }
 
 _DEFAULTS = {

@@ -11,6 +11,7 @@ from olivine_trainer.data.batches import total_steps
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
+from olivine_trainer.evaluation.gates import require_measured
 from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
@@ -136,6 +137,7 @@ def set_up(
         scorer=label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device),
         world=world,
     )
+    require_measured(spec.evaluation.gates or (), evaluator.keys)
     tracker = Tracker(
         spec=spec,
         claim=claim,
