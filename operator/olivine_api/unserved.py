@@ -51,11 +51,7 @@ def _other(path: str, served: Sequence[str], instead: str) -> Rule:
 UNSERVED_FINETUNEJOB = (
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
-    _present("data.template.pair", "write text, prompt with completion, or messages"),
-    _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
-    _present("training.earlyStopping"),
-    _present("training.loss.configMap"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, !has(m.configMap))",

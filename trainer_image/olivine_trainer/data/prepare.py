@@ -101,7 +101,7 @@ def prepare_examples(
     train = fitted(loaded.split.train, "data.train")
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
-    if not any(example.learned_tokens for example in train.examples):
+    if not any(example.weight for example in train.examples):
         why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
     held = "data.validation" if data.validation is not None else "data.validationFraction"
@@ -109,7 +109,7 @@ def prepare_examples(
         ("validation", validation, loaded.split.validation, held),
         ("test", test, loaded.test, "data.test"),
     ):
-        if rows and not any(example.learned_tokens for example in one.examples):
+        if rows and not any(example.weight for example in one.examples):
             why = _why_none_is_left(one, len(rows), data.max_length)
             raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
     sides = (train, validation, test)
@@ -123,7 +123,7 @@ def prepare_examples(
         duplicates=loaded.removed.duplicates,
         empty=loaded.removed.empty,
         leaked=loaded.removed.leaked,
-        tokens=sum(len(example.ids) for example in train.examples),
+        tokens=sum(example.tokens for example in train.examples),
         learned_tokens=sum(example.learned_tokens for example in train.examples),
     )
     everything = [example for side in sides for example in side.examples]
@@ -134,8 +134,8 @@ def prepare_examples(
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
-        longest=max(len(example.ids) for example in everything),
-        largest_token=max(int(example.ids.max()) for example in everything),
+        longest=max(example.width for example in everything),
+        largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
     )
 

@@ -23,7 +23,7 @@ def entity_scores(
     read: Callable[[str, str, str], tuple[Tags, bool]] = _from_tags if extraction == "BIO" else _from_spans
     rows = [read(*row) for row in zip(sources, expected, answers, strict=True)]
     wanted, got = [tags[0] for tags, _ in rows], [tags[1] for tags, _ in rows]
-    functions: tuple[Callable[..., Any], ...] = (f1_score, precision_score, recall_score)
+    functions: Any = (f1_score, precision_score, recall_score)
     scores = [float(score(wanted, got, zero_division=0)) for score in functions]
     return dict(zip(ENTITY_KEYS, [*scores, float(sum(malformed for _, malformed in rows))], strict=True))
 

@@ -110,7 +110,7 @@ class Evaluator:
                 world=self.world,
             )
         found = {EVAL_LOSS: loss}
-        if any(PERPLEXITY in measure.keys for measure in measures):
+        if self.loss.likelihood and any(PERPLEXITY in measure.keys for measure in measures):
             found[PERPLEXITY] = math.exp(min(loss, _LARGEST_EXPONENT))
         return found
 
