@@ -10,7 +10,7 @@ from olivine_api.finetunejob import MethodType, parse_spec
 from olivine_trainer.methods.method import About, trainable
 from tests.support.matrix import METHODS
 from tests.support.models import FAMILIES, make_tiny
-from tests.unit.trainer.support import make_job
+from tests.unit.trainer.support import artifact_folder, kill_in_step, make_job, run_job, write_rows
 
 LABELS = ("joy", "anger", "fear")
 TEXTS = ("ha ha 12 joy", "anger")
@@ -127,3 +127,55 @@ def test_a_head_starts_from_the_seed(models: dict[str, Path]) -> None:
     one, two = (classifier(models["Llama"], "LoRA")[0].causal for _ in range(2))
     assert torch.equal(one.score.weight, two.score.weight)
     assert 0.01 < one.score.weight.std() < 0.03
+
+
+HEAD: dict[str, Any] = {
+    "classification": {"head": "Sequence"},
+    "data__labels": {"field": "tone"},
+    "training__batchSize": 8,
+    "training__gradientAccumulationSteps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phrases that tell their tone."""
+    words = {"joy": "ha ha", "anger": "12 12", "fear": "user"}
+    made = [{"phrase": f"{words[tone]} {index % 7}", "tone": tone} for index in range(14) for tone in LABELS]
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", made)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_a_head_learns_and_resumes_to_the_same_bytes(tiny_model: Path, rows: Path, tmp_path: Path, method: str) -> None:
+    """What a random head says is chance; of three tones that words give away, training finds nearly all."""
+    changes = {
+        **HEAD,
+        "method": METHODS[method],
+        "training__maxSteps": 60,
+        "training__learningRate": 5e-3,
+        "checkpoint__everySteps": 15,
+    }
+    calm = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/calm", **changes), tmp_path / "s0").snapshot
+    assert calm.baseline["evalLoss"] == pytest.approx(1.0986, abs=0.2)  # ln 3
+    assert calm.metrics["accuracy"] >= 0.9
+    assert calm.metrics.keys() >= calm.baseline.keys() == {"evalLoss", "accuracy", "f1"}
+    job = make_job(tiny_model, rows, f"file://{tmp_path}/killed", **changes)
+    kill_in_step(job, 20, tmp_path / "s1")
+    resumed = run_job(job, tmp_path / "s2")
+    assert resumed.snapshot.resumed_from_step == 15
+    assert resumed.snapshot.artifacts[0].digest == calm.artifacts[0].digest
+    folder = artifact_folder(resumed)
+    labels = json.loads((folder / "labels.json").read_text()) if method == "LoRA" else None
+    named = labels or list(json.loads((folder / "config.json").read_text())["id2label"].values())
+    assert named == sorted(LABELS)  # those of the training rows, in their order
+    assert resumed.samples[0].tuned in {f" {label}" for label in LABELS}
+
+
+def test_a_head_learns_from_packed_rows(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Several rows in a sequence change nothing but rounding, for a head too."""
+    losses: list[float] = []
+    for packing in (False, True):
+        changes = {**HEAD, "method": METHODS["Full"], "data__packing": packing, "training__maxSteps": 3}
+        run = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/{packing}", **changes), tmp_path / f"s-{packing}")
+        losses.append(run.snapshot.metrics["trainLoss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -14,6 +14,7 @@ import pytest
 from olivine_api.finetunejob import Scheduler, Training
 from olivine_api.reasons import Reason
 from olivine_api.status import Stage
+from olivine_trainer.data.batches import TokenisedRows
 from olivine_trainer.errors import (
     ConfigurationError,
     InterruptedRunError,
@@ -220,8 +221,8 @@ def test_the_published_adapter_is_peft_and_gives_the_same_logits(tiny_model: Pat
 
 def test_the_snapshot_tells_all(uninterrupted: Any) -> None:
     snapshot = uninterrupted.snapshot
-    assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy"}
-    assert set(snapshot.baseline) == {"evalLoss", "accuracy"}
+    assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy", "f1"}
+    assert set(snapshot.baseline) == {"evalLoss", "accuracy", "f1"}
     assert snapshot.metrics["evalLoss"] < snapshot.baseline["evalLoss"]
     assert (snapshot.progress.step, snapshot.progress.percent, snapshot.progress.stage) == (STEPS, 100, Stage.PUBLISHING)
     assert (snapshot.resolved.effective_batch_size, snapshot.resolved.precision, snapshot.resolved.world_size) == (4, "fp32", 1)
@@ -304,7 +305,7 @@ def _engine(tiny_model: Path, rows: Path, **changes: Any) -> Any:
 
 def _step(engine: Any, examples: list[Any], step: int) -> Any:
     """One optimizer step that nothing disturbs."""
-    return engine.train_step(examples, step, engine.training.batch_size, lambda *_, **__: None)
+    return engine.train_step(TokenisedRows(examples), step, engine.training.batch_size, lambda *_, **__: None)
 
 
 def _examples(rows: Path, tokenizer: Any) -> list[Any]:

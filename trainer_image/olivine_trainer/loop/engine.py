@@ -11,15 +11,18 @@ import torch
 from accelerate import Accelerator
 
 from olivine_api.finetunejob import FineTuneJobSpec, Training
-from olivine_trainer.data.batches import batch_rows, rank_micro_batches
-from olivine_trainer.errors import NonFiniteLossError
+from olivine_api.reasons import Reason
+from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
+from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
+from olivine_trainer.loop.optimizers import make_optimizer
 from olivine_trainer.loop.schedule import Schedule
 from olivine_trainer.losses.build import make_loss
 from olivine_trainer.methods.choose import put_on
 from olivine_trainer.methods.method import Method, trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
+from olivine_trainer.modeling.packing import keeps_rows_apart
 from olivine_trainer.modeling.precision import ResolvedPrecision
 from olivine_trainer.plugins import OwnClass
 from olivine_trainer.world.world import World
@@ -50,6 +53,8 @@ class Engine:
     training: Training
     effective_batch: int
     pad_id: int
+    packed: bool = False
+    """Rows of a micro-batch share sequences (data.packing)."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -65,19 +70,19 @@ class Engine:
         """The mixed precision that training computes in."""
         return self.accelerator.autocast()
 
-    def train_step(self, examples: Sequence[Example], step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
+    def train_step(self, rows: TrainingRows, step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
         """Optimizer step `step` (from 0), in micro-batches of at most `micro` rows a rank.
 
         `go_on` (Agreement) is called before each micro-batch and after the last; where it raises, the step never was.
         The loss is the mean over all learned tokens (or pairs) of the global batch, however it is divided into ranks and micro-batches:
         each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
-        rows = batch_rows(self.training.seed, step, self.effective_batch, len(examples))
-        weight = sum(examples[row].weight for row in rows)
-        micro_batches = rank_micro_batches(rows, rank=self.world.rank, world=self.world.size, micro=micro)
+        examples = rows.batch(self.training.seed, step, self.effective_batch)
+        weight = sum(example.weight for example in examples)
+        micro_batches = rank_micro_batches(examples, rank=self.world.rank, world=self.world.size, micro=micro)
         self.loss.train()
         try:
-            total = self._accumulate([[examples[row] for row in members] for members in micro_batches], weight, go_on)
+            total = self._accumulate(micro_batches, weight, go_on)
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
             raise
@@ -87,8 +92,8 @@ class Engine:
         return StepResult(
             loss=loss,
             grad_norm=self._move(step),
-            tokens=sum(examples[row].tokens for row in rows),
-            learned_tokens=sum(examples[row].learned_tokens for row in rows),
+            tokens=sum(example.tokens for example in examples),
+            learned_tokens=sum(example.learned_tokens for example in examples),
         )
 
     def _accumulate(self, micro_batches: Sequence[Sequence[Example]], weight: int, go_on: Callable[..., None]) -> torch.Tensor:
@@ -100,7 +105,7 @@ class Engine:
             if not members:
                 continue  # rows that do not divide evenly: this rank has none left
             try:
-                batch = collate(members, self.pad_id, self.accelerator.device)
+                batch = collate(members, self.pad_id, self.accelerator.device, packed=self.packed)
                 nll = self.prepared(batch)
                 self.accelerator.backward(nll * (1 / max(weight, 1)))
                 total += nll.detach()
@@ -159,6 +164,11 @@ def build_engine(
     training = spec.training
     base.to(accelerator.device)
     split_head = can_split_head(base)
+    if spec.data.packing and not keeps_rows_apart(base):
+        raise ConfigurationError(
+            Reason.MODEL_UNSUPPORTED,
+            f"data.packing is true, but {type(base).__name__} lets packed rows see one another: leave data.packing out",
+        )
     method = put_on(base, spec.method, seed=training.seed)
     if training.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -179,17 +189,8 @@ def build_engine(
         training=training,
         effective_batch=effective_batch,
         pad_id=pad_id,
+        packed=spec.data.packing,
     )
-
-
-def make_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors (biases, norms) do not decay."""
-    parameters = list(trainable(model).values())
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate)
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
-from olivine_trainer.evaluation.evaluate import Evaluator, metrics_of
+from olivine_trainer.evaluation.evaluate import Evaluator
+from olivine_trainer.evaluation.gates import require_measured
+from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
+from olivine_trainer.loop.answers import has_head, label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
@@ -83,11 +86,12 @@ def set_up(
         uri,
         base_dtype(spec.method, precision.base_dtype),
         quantization=quantization(spec.method),
+        labels=sources.rows.labels.names if has_head(spec) and sources.rows.labels is not None else (),
         trust_remote_code=trusted,
     )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
-    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
+    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec))
     _check_positions(data, base.config, spec.data.max_length)
     _check_tokens(data, embeddings(base), uri)
     parameters = base.num_parameters()
@@ -108,7 +112,12 @@ def set_up(
         own_loss=own_loss,
     )
     if isinstance(engine.loss, OwnLoss):
-        check_conformance(engine.loss, collate(probe_rows(data.train), tokenizer.pad_id, accelerator.device))
+        check_conformance(
+            engine.loss,
+            collate(
+                probe_rows(data.train.batch(spec.training.seed, 0, min(len(data.train), 64))), tokenizer.pad_id, accelerator.device
+            ),
+        )
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -142,12 +151,14 @@ def set_up(
         tokenizer=tokenizer,
         examples=data.validation,
         batch_size=eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
-        metrics=metrics_of(spec),
+        metrics=measures_of(spec),
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
+        scorer=label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device),
         world=world,
     )
+    require_measured(spec.evaluation.gates or (), evaluator.keys)
     tracker = Tracker(
         spec=spec,
         claim=claim,
@@ -179,20 +190,18 @@ def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:
 
 def _check_positions(data: Prepared, config: object, max_length: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
-    longest = max(example.width for example in (*data.train, *data.validation))
-    if isinstance(limit, int) and longest > limit:
+    if isinstance(limit, int) and data.longest > limit:
         raise ConfigurationError(
             Reason.ROW_TOO_LONG,
-            f"data.maxLength {max_length} lets rows of {longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
+            f"data.maxLength {max_length} lets rows of {data.longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
         )
 
 
 def _check_tokens(data: Prepared, known: int, uri: str) -> None:
-    largest = max(int(ids.max()) for example in (*data.train, *data.validation) for ids in example.texts)
-    if largest >= known:
+    if data.largest_token >= known:
         raise ModelError(
             Reason.MODEL_UNSUPPORTED,
-            f"the tokenizer of model.uri {uri} makes token {largest}, but the model knows {known} tokens (0 to {known - 1}):"
+            f"the tokenizer of model.uri {uri} makes token {data.largest_token}, but the model knows {known} tokens (0 to {known - 1}):"
             " resize the model's embeddings to the tokenizer, or take the tokenizer that belongs to it",
         )
 
