@@ -25,6 +25,18 @@ WRONG: dict[str, tuple[Json, str]] = {
     "unknown field": ({"trainig": {}}, "trainig"),
     "no task": ({"task": None}, "task"),
     "unknown task": ({"task": "Poetry"}, "Poetry"),
+    "no such loss": ({"training.loss": {"name": "huber"}}, "write cross_entropy, label_smoothing or focal"),
+    "pairs without a loss for them": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}},
+        "data.template.pair needs a loss over pairs",
+    ),
+    "perplexity of one's own loss": (
+        {
+            "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"},
+            "evaluation.metrics": [{"name": "perplexity"}],
+        },
+        "metric perplexity needs a built-in loss",
+    ),
     # where things are
     "foreign scheme": ({"model.uri": "ftp://host/model"}, "other schemes are not served"),
     "path that goes up": ({"data.train.uri": "s3://data/../other/rows.jsonl"}, r"without empty, \. or \.\. parts"),
@@ -148,17 +160,8 @@ WRONG: dict[str, tuple[Json, str]] = {
 UNSERVED: dict[str, Json] = {
     "task": {"task": "Summarization"},
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "data.template.pair": {
-        "task": "Generation",
-        "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
-    },
     "classification.head": {"classification": {"head": "Sequence"}},
-    "method.type": {"method": {"type": "Full"}},
-    "method.lora.modulesToSave": {"method.lora.modulesToSave": ["lm_head"]},
-    "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
-    "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
-    "training.loss.configMap": {"training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"}},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
@@ -211,7 +214,14 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "early stopping": {"training.earlyStopping": {"metric": "accuracy", "mode": "max"}, "evaluation.everySteps": 5},
+    "another optimizer": {"training.optimizer": "adamw_8bit"},
     "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
+    "a loss of one's own over pairs": {
+        "task": "Generation",
+        "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
+        "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own", "parameters": {"margin": 1}},
+    },
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "defaults said aloud": {
         "classification": {"head": "Generative"},
@@ -224,6 +234,10 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "the whole model": {"method": {"type": "Full"}},
+    "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
+    "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},
+    "modules trained whole": {"method.lora.targetModules": ["c_attn", "c_proj"], "method.lora.modulesToSave": ["ln_f", "lm_head"]},
     "deadlines": {"activeDeadlineSeconds": 3600, "queueDeadlineSeconds": 600, "ttlSecondsAfterFinished": 0},
     "everything about pods": {
         "pods": {

@@ -54,6 +54,8 @@ class Prepared:
     train: TrainingRows
     validation: list[Example]
     resolved: ResolvedData
+    some: list[Example]
+    """Training rows to try things on before training; all of them, unless they are streamed."""
     longest: int
     """Tokens of the longest row, whatever it is for."""
     largest_token: int
@@ -116,7 +118,7 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
     looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
-    if not any(example.learned_tokens for example in looked_at):
+    if not any(example.weight for example in looked_at):
         why = _why_none_is_left(train, loaded.train_rows, data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
     held = "data.validation" if data.validation is not None else "data.validationFraction"
@@ -124,7 +126,7 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         ("validation", validation, loaded.split.validation, held),
         ("test", test, loaded.test, "data.test"),
     ):
-        if rows and not any(example.learned_tokens for example in one.examples):
+        if rows and not any(example.weight for example in one.examples):
             why = _why_none_is_left(one, len(rows), data.max_length)
             raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
     sides = (train, validation, test)
@@ -138,7 +140,7 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         duplicates=loaded.removed.duplicates,
         empty=loaded.removed.empty,
         leaked=loaded.removed.leaked,
-        tokens=sum(len(example.ids) for example in train.examples) if streamed is None else None,
+        tokens=sum(example.tokens for example in train.examples) if streamed is None else None,
         learned_tokens=sum(example.learned_tokens for example in train.examples) if streamed is None else None,
     )
     everything = [*looked_at, *validation.examples, *test.examples]
@@ -147,8 +149,9 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
-        longest=data.max_length if streamed is not None else max(len(example.ids) for example in everything),
-        largest_token=max(int(example.ids.max()) for example in everything),
+        some=looked_at,
+        longest=data.max_length if streamed is not None else max(example.width for example in everything),
+        largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
     )
 

@@ -15,6 +15,7 @@ from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
 from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
+from olivine_trainer.loop.optimizers import make_optimizer
 from olivine_trainer.loop.schedule import Schedule
 from olivine_trainer.losses.build import make_loss
 from olivine_trainer.methods.choose import put_on
@@ -96,7 +97,7 @@ class Engine:
         return StepResult(
             loss=loss,
             grad_norm=self._move(step),
-            tokens=sum(len(example.ids) for example in examples),
+            tokens=sum(example.tokens for example in examples),
             learned_tokens=sum(example.learned_tokens for example in examples),
             truncated=sum(example.truncated for example in examples),
         )
@@ -201,16 +202,6 @@ def build_engine(
         pad_id=pad_id,
         packed=spec.data.packing,
     )
-
-
-def make_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors (biases, norms) do not decay."""
-    parameters = list(trainable(model).values())
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate)
 
 
 @contextmanager

@@ -19,8 +19,14 @@ from olivine_trainer.loop.micro import MicroBatch, eval_batch
 from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
+from olivine_trainer.loop.uploads import Uploads
+from olivine_trainer.losses.conformance import check_conformance, probe_rows
+from olivine_trainer.losses.own import OwnLoss
+from olivine_trainer.methods.choose import base_dtype, quantization
+from olivine_trainer.modeling.forward import collate
 from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
 from olivine_trainer.modeling.precision import resolve_precision
+from olivine_trainer.plugins import OwnClass, import_own
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.world.world import World
@@ -42,6 +48,7 @@ class Run:
     engine: Engine
     evaluator: Evaluator
     tracker: Tracker
+    uploads: Uploads
 
 
 def set_up(
@@ -63,6 +70,7 @@ def set_up(
     """
     spec, uri = job.spec, job.spec.model.uri
     _make_deterministic(spec.training.seed)
+    own_loss = own_loss_of(job)
     precision = resolve_precision(spec.training.precision)
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
@@ -70,7 +78,13 @@ def set_up(
         effective_batch = spec.training.batch_size * spec.training.gradient_accumulation_steps * world.size
     trusted = spec.model.trust_remote_code
     tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
-    base = load_model(sources.model.folder, uri, precision.base_dtype, trust_remote_code=trusted)
+    base = load_model(
+        sources.model.folder,
+        uri,
+        base_dtype(spec.method, precision.base_dtype),
+        quantization=quantization(spec.method),
+        trust_remote_code=trusted,
+    )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
     data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
@@ -84,8 +98,17 @@ def set_up(
         batch=effective_batch,
     )
     engine = build_engine(
-        spec, base, accelerator, world, total_steps=steps, effective_batch=effective_batch, pad_id=tokenizer.pad_id
+        spec,
+        base,
+        accelerator,
+        world,
+        total_steps=steps,
+        effective_batch=effective_batch,
+        pad_id=tokenizer.pad_id,
+        own_loss=own_loss,
     )
+    if isinstance(engine.loss, OwnLoss):
+        check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -135,7 +158,15 @@ def set_up(
         tensorboard=tensorboard_for(spec, scratch) if world.leads else None,
         leads=world.leads,
     )
-    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker)
+    return Run(
+        job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
+    )
+
+
+def own_loss_of(job: Job) -> OwnClass | None:
+    """The user's loss, imported. Raises ConfigurationError."""
+    loss = job.spec.training.loss
+    return import_own(loss, "training.loss", job.plugins) if loss is not None and loss.config_map is not None else None
 
 
 def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:

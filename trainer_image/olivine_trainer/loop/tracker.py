@@ -44,6 +44,8 @@ class Tracker:
     metrics: JsonLines = field(init=False)
     events: JsonLines = field(init=False)
     _noted: float = field(default=-1e9, init=False)
+    _step_seconds: float = field(default=0.0, init=False)
+    _held_up_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         folder = self.claim.run.sub(attempt_folder(self.claim.attempt.number))
@@ -53,6 +55,7 @@ class Tracker:
     def stepped(self, done: Progressed, result: StepResult, seconds: float, learning_rate: float) -> Progressed:
         """After an optimizer step; returns `done` with its logging window moved on."""
         self.speed = self.speed.after(result.tokens, seconds)
+        self._step_seconds += seconds
         CONTEXT.fields["step"] = done.step
         self.show(done)
         done = done.model_copy(update={"window_loss": done.window_loss + result.loss, "window_steps": done.window_steps + 1})
@@ -60,6 +63,15 @@ class Tracker:
             done = self._log(done, result, learning_rate)
         self.note_progress(done.step, force=False)
         return done
+
+    def held_up(self, seconds: float) -> None:
+        """Training stood still for a checkpoint."""
+        self._held_up_seconds += seconds
+
+    @property
+    def saving_share(self) -> float:
+        """Seconds that this attempt stood still for checkpoints, over those of its steps."""
+        return round(self._held_up_seconds / self._step_seconds, 4) if self._step_seconds else 0.0
 
     def show(self, done: Progressed) -> None:
         """Move the progress on the board."""

@@ -10,11 +10,12 @@ PeerLostError where another rank is gone, OutOfMemoryError where one row at a ti
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from olivine_api.status import CheckpointStatus, Stage
+from olivine_api.finetunejob import EarlyStopping
+from olivine_api.status import Best, CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
 from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated
 from olivine_trainer.evaluation.loss import Tick
@@ -32,9 +33,11 @@ from olivine_trainer.loop.state import (
     load_state,
     restore_random,
     save_state,
+    saved_best_weights,
     saved_effective_batch,
 )
 from olivine_trainer.loop.stop import StopFlag
+from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers, require_measured
 from olivine_trainer.loop.tolerance import tolerated
 from olivine_trainer.loop.tracker import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
@@ -82,17 +85,26 @@ def train(
     world.wait_for_all()
     stop.defer()
     try:
+        return _train_and_publish(run, done)
+    finally:
+        run.uploads.close()
+
+
+def _train_and_publish(run: Run, done: Progressed) -> Published:
+    try:
         baseline = _measure_base(run)
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
-        world.leave()  # all ranks are here: nobody is to be missed
+        _settle(run)
+        run.world.leave()  # all ranks are here: nobody is to be missed
         with tolerated("the last metrics are not in storage"):  # this end must stay an interruption
             run.tracker.flush()
         raise
+    _settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
-    published = world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
 
 
@@ -141,6 +153,8 @@ def _resume(run: Run, restored: Restored) -> Progressed:
     done = Progressed()
     if restored.folder is not None and restored.status is not None:
         done = load_state(restored.folder, run.engine)
+        if (best := saved_best_weights(restored.folder)) is not None:
+            shutil.move(best, best_weights(run.scratch))
         shutil.rmtree(restored.folder)
         run.board.restore_curve(done.curve)
         run.board.update(checkpoint=restored.status, resumed_from_step=done.step, metrics=done.metrics, best=done.best)
@@ -176,6 +190,9 @@ def _measure_base(run: Run) -> Baseline:
         run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
+    stopping = run.job.spec.training.early_stopping
+    if stopping is not None:
+        require_measured(stopping, baseline.metrics)
     return baseline
 
 
@@ -188,11 +205,13 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
     try:
         while True:
             done = _evaluate_between(run, done)
-            if done.step > saved and (done.step % spec.checkpoint.every_steps == 0 or done.step == tracker.total_steps):
+            ends = done.step == tracker.total_steps or _out_of_patience(run, done)
+            if done.step > saved and (ends or done.step % spec.checkpoint.every_steps == 0):
                 _save(run, done, randomness)
                 saved = done.step
-            if done.step == tracker.total_steps:
+            if ends:
                 return done
+            run.uploads.check()
             start = time.monotonic()
             result = _step(run, done.step, randomness)
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
@@ -211,7 +230,6 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
         # A step that was begun has moved the generators: what is saved is the moment before it.
         if done.step > saved:
             _save(run, done, randomness)
-        run.world.leave()
         message = (
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
@@ -248,53 +266,112 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
     if not due or not run.data.validation:
         return done
     run.board.progress(stage=Stage.EVALUATING)
-    metrics = run.evaluator.loss_only(_ticker(run))
+    stopping = run.job.spec.training.early_stopping
+    everything = needs_answers(stopping)
+    metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
-    run.board.offer_best(done.step, EVAL_LOSS, metrics[EVAL_LOSS])
+    if stopping is not None:
+        done = _judge(run, done, stopping, finite(metrics))
+    else:
+        run.board.offer_best(done.step, EVAL_LOSS, metrics[EVAL_LOSS])
     run.board.update(metrics=done.metrics)
     run.tracker.evaluated(done.step, metrics)
     run.board.progress(stage=Stage.TRAINING)
     return done
 
 
+def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, float]) -> Progressed:
+    """Early stopping: keep the weights where they are the best so far, count where they are not."""
+    name = metric_of(asked)
+    done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
+    if done.stopping.best_step == done.step:
+        run.engine.method.save_weights(best_weights(run.scratch))
+        run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
+    return done
+
+
+def _out_of_patience(run: Run, done: Progressed) -> bool:
+    asked = run.job.spec.training.early_stopping
+    if asked is None or not done.stopping.over(asked):
+        return False
+    told = {"step": done.step, "bestStep": done.stopping.best_step, "best": done.stopping.best}
+    log(f"early stopping: {asked.metric} has not improved in {done.stopping.worse} evaluations", **told)
+    run.tracker.events.add(event="EarlyStopped", metric=asked.metric, **told)
+    return True
+
+
 def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
-    """The tuned model's scores, by the code that measured the base."""
+    """The tuned model's scores, by the code that measured the base; with early stopping those of the best weights."""
     run.board.progress(stage=Stage.EVALUATING)
+    best = best_weights(run.scratch)
+    older = best.exists() and done.stopping.best_step != done.step
+    if older:
+        run.engine.method.load_weights(best)
+        log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
     tuned = run.evaluator.everything(_ticker(run))
-    if EVAL_LOSS in tuned.metrics:
+    if EVAL_LOSS in tuned.metrics and not older:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
-        run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
         run.tracker.evaluated(done.step, tuned.metrics)
+        if run.job.spec.training.early_stopping is None:
+            run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
     run.board.update(metrics={**done.metrics, **tuned.metrics})
     return tuned
 
 
 def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
-    """A checkpoint of the moment after step `done.step`, written by rank 0; the others' random numbers go along."""
+    """A checkpoint of the moment after step `done.step`: rank 0 writes it down, and uploads it beside the steps that follow.
+
+    Returns once the one before is whole in storage.
+    """
+    start = time.monotonic()
     rendered = run.world.gather_bytes(randomness.render())
-    status = CheckpointStatus.model_validate(run.world.from_leader(lambda: _write(run, done, rendered).to_json_dict()))
-    run.board.update(checkpoint=status)
+    _tell_newest(run, lambda: _begin_upload(run, done, rendered))
+    run.tracker.held_up(time.monotonic() - start)
 
 
-def _write(run: Run, done: Progressed, randomness: Sequence[bytes]) -> CheckpointStatus:
-    """Upload a checkpoint; what gathered for the attempt's folder goes along."""
+def _settle(run: Run) -> None:
+    """Until the checkpoint that is on its way is whole; all ranks come."""
+    _tell_newest(run, run.uploads.wait)
+
+
+def _tell_newest(run: Run, act: Callable[[], None]) -> None:
+    """Rank 0 acts; then all know the newest checkpoint that is whole."""
+
+    def acted() -> dict[str, Any] | None:
+        act()
+        return run.uploads.newest.to_json_dict() if run.uploads.newest is not None else None
+
+    newest = run.world.from_leader(acted)
+    if newest is not None:
+        run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
+
+
+def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes]) -> None:
+    run.uploads.wait()
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
-    save_state(folder, run.engine, done, randomness)
-    about = {"specDigest": run.job.spec_digest}
+    best = best_weights(run.scratch)
+    save_state(folder, run.engine, done, randomness, best=best if best.exists() else None)
+    run.uploads.begin(lambda: _upload(run, done.step, folder))
+
+
+def _upload(run: Run, step: int, folder: Path) -> CheckpointStatus:
+    """In the thread beside training: the checkpoint, then what gathered for the attempt's folder."""
     start = time.monotonic()
-    status = save_checkpoint(run.claim.run, run.claim.attempt, done.step, folder, about)
+    status = save_checkpoint(run.claim.run, run.claim.attempt, step, folder, {"specDigest": run.job.spec_digest})
     shutil.rmtree(folder)
-    run.board.update(checkpoint=status)
-    run.tracker.events.add(event="CheckpointSaved", step=done.step, digest=status.digest)
-    run.tracker.note_progress(done.step, force=True)
+    seconds = round(time.monotonic() - start, 3)
+    run.tracker.events.add(
+        event="CheckpointSaved", step=step, digest=status.digest, seconds=seconds, share=run.tracker.saving_share
+    )
+    run.tracker.note_progress(step, force=True)
     run.tracker.flush()
     with tolerated("old checkpoints are left behind"):
         prune_checkpoints(run.claim.run, run.claim.attempt, run.job.spec.checkpoint.keep)
-    log("checkpoint saved", uri=status.uri, seconds=round(time.monotonic() - start, 2))
+    log("checkpoint saved", uri=status.uri, seconds=seconds, shareOfStepTime=run.tracker.saving_share)
     return status
 
 

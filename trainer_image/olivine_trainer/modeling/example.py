@@ -46,6 +46,21 @@ class Example:
         return int(self.learned[1:].sum())
 
     @property
+    def texts(self) -> tuple[npt.NDArray[np.int32], ...]:
+        """Its token sequences: one, or a pair's two."""
+        return (self.ids,) if self.pair is None else (self.ids, self.pair.right)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest of them."""
+        return max(len(ids) for ids in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        return sum(len(ids) for ids in self.texts)
+
+    @property
     def weight(self) -> int:
         """What it adds to the number that the summed loss is divided by: its learned tokens; a pair counts once."""
         return 1 if self.pair is not None else self.learned_tokens

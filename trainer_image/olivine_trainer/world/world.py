@@ -5,6 +5,7 @@ A lone process has no process group and no peers: each method is then the identi
 
 import base64
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,6 +75,10 @@ class World:
         if self.peers is None:
             return [value]
         return [base64.b64decode(one) for one in self.gather(base64.b64encode(value).decode())]
+
+    def held(self) -> AbstractContextManager[None]:
+        """Work that a lost peer does not cut short, though it may end this process."""
+        return nullcontext() if self.peers is None else self.peers.held()
 
     def wait_for_all(self) -> None:
         """Until every rank is here, as long as it takes."""
