@@ -128,6 +128,7 @@ class Retries(ApiModel):
     window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] = 3600
 
 
+_BUILT_IN = "[" + ", ".join(f"'{name}'" for name in MetricName) + "]"
 _OWN_LOSS = "(has(self.training.loss) && has(self.training.loss.configMap))"
 
 
@@ -170,9 +171,41 @@ class FineTuneJobSpec(ApiModel):
             field_path=".data",
         ),
         Rule(
-            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || !self.evaluation.metrics.exists(m, m.name == 'accuracy')",
-            holds=lambda s: s.data.template.prompt is not None or all(m.name != "accuracy" for m in s.evaluation.metrics or ()),
-            message="metric accuracy needs data.template.prompt and data.template.completion: it compares answers with completions",
+            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || has(self.data.template.messages)"
+            " || self.evaluation.metrics.all(m, m.name == 'perplexity')",
+            holds=lambda s: (
+                s.data.template.prompt is not None
+                or s.data.template.messages is not None
+                or all(m.name == "perplexity" for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics other than perplexity need data.template.prompt with completion, or messages: they compare answers",
+        ),
+        Rule(
+            cel="self.task != 'Extraction' || has(self.data.template.prompt)",
+            holds=lambda s: s.task is not Task.EXTRACTION or s.data.template.prompt is not None,
+            message="task Extraction needs data.template.prompt with completion: the completion is the spans field",
+        ),
+        Rule(
+            cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m,"
+            " self.task == 'Extraction' ? !(m.name in ['f1', 'macro_f1', 'micro_f1']) : m.name != 'seqeval')",
+            holds=lambda s: all(
+                m.name not in ("f1", "macro_f1", "micro_f1") if s.task is Task.EXTRACTION else m.name != "seqeval"
+                for m in s.evaluation.metrics or ()
+            ),
+            message="evaluation.metrics f1, macro_f1 and micro_f1 are over whole answers, seqeval is over entities:"
+            " write seqeval for task Extraction, and only there",
+        ),
+        Rule(
+            cel="self.task != 'Summarization' || has(self.data.template.prompt) || has(self.data.template.messages)",
+            holds=lambda s: (
+                s.task is not Task.SUMMARIZATION or s.data.template.prompt is not None or s.data.template.messages is not None
+            ),
+            message="task Summarization needs data.template.prompt with completion (the summary), or messages",
+        ),
+        Rule(
+            cel=f"!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, has(m.configMap) || m.name in {_BUILT_IN})",
+            holds=lambda s: all(m.config_map is not None or m.name in tuple(MetricName) for m in s.evaluation.metrics or ()),
+            message=f"evaluation.metrics knows {', '.join(MetricName)}: write one of them, or a class of your own with configMap, key and class",
         ),
         Rule(
             cel=f"!has(self.data.template.pair) || {_OWN_LOSS}",

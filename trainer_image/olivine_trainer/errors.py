@@ -1,5 +1,6 @@
 """Why a run ends: one class for each exit code, each with a stable reason and a sentence that says what to write instead."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from olivine_api.exit_codes import Category, ExitCode, category_of
@@ -54,6 +55,20 @@ class NonFiniteLossError(TrainerError):
             Reason.NON_FINITE_LOSS,
             f"{what} of step {step} is not finite: lower training.learningRate (it is {learning_rate:g}),"
             " add training.warmupSteps, or set training.precision to fp32",
+            step=step,
+        )
+
+
+class GateUnmetError(TrainerError):
+    """The tuned model does not reach what evaluation.gates asks for: it is kept, not published."""
+
+    exit_code = ExitCode.GATE_UNMET
+
+    def __init__(self, unmet: Sequence[str], artifact: str | None, *, step: int | None = None) -> None:
+        kept = f"; the artifact is kept at {artifact}, not published" if artifact else ""
+        super().__init__(
+            Reason.GATE_UNMET,
+            f"evaluation.gates: {'; '.join(unmet)}{kept}. Train longer or on more rows, or lower the gate, under a new name",
             step=step,
         )
 

@@ -8,7 +8,7 @@ from olivine_api.finetunejob import Data
 from olivine_trainer.data.chat import ChatRenderer
 from olivine_trainer.data.labels import Labels
 from olivine_trainer.data.rows import Row
-from olivine_trainer.data.template import RowTemplate, TextTemplate
+from olivine_trainer.data.template import RowTemplate, TextTemplate, as_text
 from olivine_trainer.data.tokens import completion_example, pair_example, text_example
 from olivine_trainer.modeling.example import Example
 
@@ -29,10 +29,12 @@ def example_maker(
 ) -> MakeExample:
     """What makes examples of the rows of `source` (data.train and such)."""
     bare = _bare_maker(data, template, tokenizer, stop_ids, source)
+    read_from = data.extraction.text_field if data.extraction is not None else None
 
     def make(row: Row, wording: Wording | None) -> Example:
         label = labels.index(row, source) if labels is not None else None
-        return replace(bare(row, wording), number=row.number, label=label)
+        text = as_text(row.fields[read_from]) if read_from is not None else ""
+        return replace(bare(row, wording), number=row.number, label=label, source=text)
 
     return make
 

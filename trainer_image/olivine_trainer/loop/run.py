@@ -10,9 +10,12 @@ from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
-from olivine_trainer.evaluation.evaluate import Evaluator, metrics_of
+from olivine_trainer.evaluation.evaluate import Evaluator
+from olivine_trainer.evaluation.gates import require_measured
+from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
+from olivine_trainer.loop.answers import label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
@@ -142,12 +145,14 @@ def set_up(
         tokenizer=tokenizer,
         examples=data.validation,
         batch_rows=lambda: eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
-        metrics=metrics_of(spec),
+        metrics=measures_of(spec),
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
+        scorer=label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device),
         world=world,
     )
+    require_measured(spec.evaluation.gates or (), evaluator.keys)
     tracker = Tracker(
         spec=spec,
         claim=claim,

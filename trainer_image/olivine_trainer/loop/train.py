@@ -17,7 +17,8 @@ from typing import Any
 from olivine_api.finetunejob import EarlyStopping
 from olivine_api.status import Best, CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
-from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated
+from olivine_trainer.evaluation.evaluate import Evaluated
+from olivine_trainer.evaluation.keys import EVAL_LOSS
 from olivine_trainer.evaluation.loss import Tick
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import MemoryExhaustedError
