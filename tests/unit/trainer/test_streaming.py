@@ -242,6 +242,7 @@ def test_a_streamed_run_from_an_object_store_resumes_to_the_same_bytes(
         "data__validationFraction": None,
         "data__stratifyBy": None,
         "data__validation__uri": f"file://{validation}",
+        "data__labels": {"field": "tone"},
         "data__augmentation": [{"name": "word_dropout", "probability": 0.3}],
         "training__maxSteps": 7,
     }
