@@ -73,6 +73,14 @@ WRONG: dict[str, tuple[Json, str]] = {
         },
         "data.augmentation needs data.template.prompt",
     ),
+    "streamed slice": (
+        {"data.validationFraction": None, "data.streaming": True, "data.train.split": "train[:9]"},
+        "must name whole splits",
+    ),
+    "streamed and dropped": (
+        {"data.validationFraction": None, "data.streaming": True, "data.onOverflow": "Drop"},
+        "write Fail or Truncate",
+    ),
     "packed pairs": (
         {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
         "data.packing is not for data.template.pair",
@@ -174,7 +182,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "data.streaming": {"data.validationFraction": None, "data.streaming": True},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
@@ -210,6 +217,7 @@ RIGHT: dict[str, Json] = {
             {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
         ]
     },
+    "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,14 @@ from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
+from olivine_trainer.data.stream import StreamedRows, StreamIndex, index_training_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import Fitted, fit_examples
+from olivine_trainer.data.tokens import Fitted, fit_example, fit_examples
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
+from olivine_trainer.storage.ranges import RangeFile
+
+_LOOKED_AT = 64  # rows of a stream, before training
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class LoadedRows:
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
     removed: Removed
+    stream: StreamIndex | None = None
+    """Where the training rows lie, if they are read while training; `split.train` is empty then."""
+
+    @property
+    def train_rows(self) -> int:
+        """How many rows there are to train on."""
+        return self.stream.rows if self.stream is not None else len(self.split.train)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Prepared:
     train: TrainingRows
     validation: list[Example]
     resolved: ResolvedData
+    some: list[Example]
+    """Training rows to try things on before training; all of them, unless they are streamed."""
     longest: int
     """Tokens of the longest row, whatever it is for."""
     largest_token: int
@@ -53,34 +66,42 @@ class Prepared:
 
 
 def load_rows(
-    data: Data, train_files: RowFiles, validation_files: RowFiles | None, test_files: RowFiles | None = None, *, seed: int
+    data: Data,
+    train_files: RowFiles | Sequence[RangeFile],
+    validation_files: RowFiles | None,
+    test_files: RowFiles | None = None,
+    *,
+    seed: int,
 ) -> LoadedRows:
     """Read, clean and split. Needs no tokenizer, so a missing column is found before the model is loaded.
 
-    Raises DataError (see rows, template, clean, labels, split) and ConfigurationError for a template that cannot be read.
+    `train_files`: files to read in pieces where data.streaming is true.
+    Raises DataError (see rows, template, clean, labels, split, stream) and ConfigurationError for a template that cannot be read.
     """
     template = RowTemplate.of(data.template)
+    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
     if data.extraction is not None:
         check_extraction(data.extraction, template)
-    train = read_for(data, train_files, template, "data.train")
     validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
     test = read_for(data, test_files, template, "data.test") if test_files is not None else []
     measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
-    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
+    if not isinstance(train_files, RowFiles):
+        stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured, written=_written(data))
+        split = Split(train=[], validation=validation)
+        _require_labels(labels, measured)
+        return LoadedRows(split, test, template, augmenter, labels, _digest(split, test, stream.digest), removed, stream)
+    train = read_for(data, train_files, template, "data.train")
     if augmenter is not None:
         _require(augmenter.named_fields, train, "data.train")
     train, removed = clean_rows(train, data.clean, template, measured)
-    labels = find_labels(data, template, train)
-    if labels is not None:
-        for name, rows in (("data.train", train), *measured):
-            require_fields(rows, (labels.field,), "data.labels.field", name)
-            for row in rows:
-                labels.index(row, name)  # raises
+    if data.labels is not None:
+        require_fields(train, (data.labels.field,), "data.labels.field", "data.train")
+    labels = find_labels(data, template, (as_text(row.fields[data.labels.field]) for row in train) if data.labels else ())
+    _require_labels(labels, [("data.train", train), *measured])
+    split = Split(train=train, validation=validation)
     if data.validation_fraction is not None:
         split = _split(data, data.validation_fraction, train, template, seed)
-    else:
-        split = Split(train=train, validation=validation)
-    return LoadedRows(split, test, template, augmenter, labels, digest=_digest(split, test), removed=removed)
+    return LoadedRows(split, test, template, augmenter, labels, _digest(split, test), removed)
 
 
 def prepare_examples(
@@ -99,10 +120,12 @@ def prepare_examples(
         )
 
     train = fitted(loaded.split.train, "data.train")
+    streamed = _streamed(data, loaded, loaded.stream, maker("data.train")) if loaded.stream is not None else None
+    looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
-    if not any(example.weight for example in train.examples):
-        why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
+    if not any(example.weight for example in looked_at):
+        why = _why_none_is_left(train, loaded.train_rows, data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
     held = "data.validation" if data.validation is not None else "data.validationFraction"
     for kind, one, rows, name in (
@@ -114,7 +137,7 @@ def prepare_examples(
             raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
     sides = (train, validation, test)
     resolved = ResolvedData(
-        rows=len(train.examples),
+        rows=len(train.examples) if streamed is None else len(streamed),
         validation_rows=len(validation.examples),
         test_rows=len(test.examples),
         digest=loaded.digest,
@@ -123,21 +146,55 @@ def prepare_examples(
         duplicates=loaded.removed.duplicates,
         empty=loaded.removed.empty,
         leaked=loaded.removed.leaked,
-        tokens=sum(example.tokens for example in train.examples),
-        learned_tokens=sum(example.learned_tokens for example in train.examples),
+        tokens=sum(example.tokens for example in train.examples) if streamed is None else None,
+        learned_tokens=sum(example.learned_tokens for example in train.examples) if streamed is None else None,
     )
-    everything = [example for side in sides for example in side.examples]
+    everything = [*looked_at, *validation.examples, *test.examples]
     return Prepared(
-        train=TokenisedRows(train.examples)
-        if loaded.augmenter is None
-        else AugmentedRows(train.rows, train.examples, maker("data.train"), loaded.augmenter, data.max_length),
+        train=streamed or _training_rows(data, loaded, train, maker("data.train")),
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
-        longest=max(example.width for example in everything),
+        some=looked_at,
+        longest=data.max_length if streamed is not None else max(example.width for example in everything),
         largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
     )
+
+
+def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample) -> TrainingRows:
+    if loaded.augmenter is None:
+        return TokenisedRows(train.examples)
+    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length)
+
+
+def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample) -> StreamedRows:
+    def fit(row: Row, example: Example) -> Example:
+        fitted = fit_example(row, example, max_length=data.max_length, on_overflow=data.on_overflow, source="data.train")
+        if fitted is None:
+            raise DataError(
+                Reason.ROW_TOO_LONG,
+                f"{row.of('data.train')} has an answer that is longer than data.maxLength {data.max_length} and cannot be cut:"
+                " raise data.maxLength, or shorten the row",
+            )
+        return fitted
+
+    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length, written=_written(data))
+
+
+def _written(data: Data) -> Callable[[Row], Row]:
+    """A row as the template takes it, for rows that are read one by one."""
+    extraction = data.extraction
+    return (lambda row: row) if extraction is None else (lambda row: written_rows([row], extraction, "data.train")[0])
+
+
+def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    if labels is None:
+        return
+    for name, rows in sides:
+        require_fields(rows, (labels.field,), "data.labels.field", name)
+        for row in rows:
+            labels.index(row, name)  # raises
 
 
 def read_for(data: Data, files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
@@ -176,8 +233,10 @@ def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, 
     return split
 
 
-def _digest(split: Split, test: Sequence[Row]) -> str:
+def _digest(split: Split, test: Sequence[Row], streamed: str | None = None) -> str:
     digest = hashlib.sha256()
+    if streamed is not None:
+        digest.update(f"streamed {streamed}\n".encode())
     sides = (("train", split.train), ("validation", split.validation), *((("test", test),) if test else ()))
     for side, rows in sides:
         digest.update(f"{side}\n".encode())

@@ -112,12 +112,7 @@ def set_up(
         own_loss=own_loss,
     )
     if isinstance(engine.loss, OwnLoss):
-        check_conformance(
-            engine.loss,
-            collate(
-                probe_rows(data.train.batch(spec.training.seed, 0, min(len(data.train), 64))), tokenizer.pad_id, accelerator.device
-            ),
-        )
+        check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -150,7 +145,7 @@ def set_up(
         causal=engine.causal,
         tokenizer=tokenizer,
         examples=data.validation,
-        batch_size=eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
+        batch_rows=lambda: eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
         metrics=measures_of(spec),
         samples=spec.evaluation.samples,
         device=accelerator.device,

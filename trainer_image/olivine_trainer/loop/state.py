@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Progressed(StatusModel):
     step: int = Field(default=0, ge=0)
     """Optimizer steps done."""
     trained_tokens: int = 0
+    truncated: int = 0
+    """Rows that were cut when they were trained on."""
     evaluated_step: int = 0
     """The last step after which the validation loss was measured."""
     window_loss: float = 0.0
@@ -101,8 +103,13 @@ def restore_random(state: RandomState) -> None:
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
         index = torch.cuda.current_device()
-        if (own := tensors.get(f"cuda{index}")) is not None:
+        if (own := device_state(tensors)) is not None:
             torch.cuda.set_rng_state(own, index)
+
+
+def device_state(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The one CUDA device's state: a rank may find itself on a device of another number when pods divide otherwise."""
+    return next((state for name, state in tensors.items() if name.startswith("cuda")), None)
 
 
 def save_state(

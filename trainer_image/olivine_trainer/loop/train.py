@@ -82,6 +82,8 @@ def train(
         effective_batch=saved_effective_batch(restored.folder) if restored.folder is not None else None,
     )
     done = _resume(run, restored)
+    # The first collective waits 5 minutes at most; one pod may load its model from a slower disk.
+    world.wait_for_all()
     stop.defer()
     try:
         return _train_and_publish(run, done)
@@ -185,8 +187,8 @@ def _measure_base(run: Run) -> Baseline:
         with run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
-        if run.world.leads:
-            run.claim.records.record_baseline(run.claim.attempt, baseline)
+        # Not by rank 0 alone: a store that is away for minutes would outlast the collective in which the others wait.
+        run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
     stopping = run.job.spec.training.early_stopping
@@ -216,7 +218,14 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
                 engine.schedule.observe(result.loss)
             randomness = capture_random()
-            done = done.model_copy(update={"step": done.step + 1, "trained_tokens": done.trained_tokens + result.tokens})
+            done = done.model_copy(
+                update={
+                    "step": done.step + 1,
+                    "trained_tokens": done.trained_tokens + result.tokens,
+                    "truncated": done.truncated + result.truncated,
+                }
+            )
+            _count_truncated(run, done)
             done = tracker.stepped(done, result, time.monotonic() - start, engine.schedule.learning_rate)
     except InterruptedRunError as interrupted:
         # A step that was begun has moved the generators: what is saved is the moment before it.
@@ -226,6 +235,15 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
         raise InterruptedRunError(message, step=done.step) from None
+
+
+def _count_truncated(run: Run, done: Progressed) -> None:
+    """Rows that are read while training are cut while training: status counts them as they come."""
+    resolved = run.board.snapshot.resolved
+    data = resolved.data
+    if run.job.spec.data.streaming and data is not None and done.truncated:
+        counted = run.data.resolved.truncated + done.truncated
+        run.board.update(resolved=resolved.model_copy(update={"data": data.model_copy(update={"truncated": counted})}))
 
 
 def _step(run: Run, step: int, randomness: RandomState) -> StepResult:
