@@ -63,8 +63,6 @@ UNSERVED_FINETUNEJOB = (
     _present("data.clean", "clean the rows before; leave it out"),
     _filled("data.augmentation"),
     _other("classification.head", ("Generative",), "write Generative"),
-    _other("method.type", ("LoRA",), "write LoRA"),
-    _filled("method.lora.modulesToSave"),
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _present("training.earlyStopping"),

@@ -132,8 +132,6 @@ UNSERVED: dict[str, Json] = {
     "data.clean": {"data.clean": {"deduplicate": True}},
     "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
-    "method.type": {"method": {"type": "Full"}},
-    "method.lora.modulesToSave": {"method.lora.modulesToSave": ["lm_head"]},
     "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
@@ -191,6 +189,10 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "the whole model": {"method": {"type": "Full"}},
+    "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
+    "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},
+    "modules trained whole": {"method.lora.targetModules": ["c_attn", "c_proj"], "method.lora.modulesToSave": ["ln_f", "lm_head"]},
     "deadlines": {"activeDeadlineSeconds": 3600, "queueDeadlineSeconds": 600, "ttlSecondsAfterFinished": 0},
     "everything about pods": {
         "pods": {

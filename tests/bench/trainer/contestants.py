@@ -66,7 +66,7 @@ def olivine(load: Workload, scratch: Path) -> Run:
         def point(self, step: int, **values: Any) -> None:
             super().point(step, **values)
             if step == 1:
-                self.first = self.snapshot.progress.trained_tokens
+                self.first = self.snapshot.progress.trained_tokens or 0
                 run.start()
 
         def progress(self, **changes: Any) -> None:
@@ -74,7 +74,7 @@ def olivine(load: Workload, scratch: Path) -> Run:
             super().progress(**changes)
             if left and not run.peak_bytes:
                 run.stop()
-                run.tokens = self.snapshot.progress.trained_tokens - self.first
+                run.tokens = (self.snapshot.progress.trained_tokens or 0) - self.first
 
     job, board = load.job(scratch / "runs"), Clock(None)
     records = open_run(job, {})

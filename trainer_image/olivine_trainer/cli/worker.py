@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from olivine_api import names
 from olivine_api.exit_codes import Category, ExitCode
+from olivine_api.methods import MethodType
 from olivine_api.reasons import Reason
 from olivine_api.status import TerminationMessage
 from olivine_trainer.cgroup import find_memory_cgroup
@@ -101,7 +102,8 @@ class _Worker:
         )
         from olivine_trainer.modeling.imports import import_training_stack  # noqa: PLC0415  (seconds: only once it is needed)
 
-        log(f"imports took {import_training_stack():.1f} s")
+        quantized = job.spec.method.type is MethodType.QLORA
+        log(f"imports took {import_training_stack(quantized=quantized):.1f} s")
         stop.check()
         world.start_group()
         from olivine_trainer.loop.train import train  # noqa: PLC0415

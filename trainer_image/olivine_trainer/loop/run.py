@@ -20,6 +20,7 @@ from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
 from olivine_trainer.loop.uploads import Uploads
+from olivine_trainer.methods.choose import base_dtype, quantization
 from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
 from olivine_trainer.modeling.precision import resolve_precision
 from olivine_trainer.reporting.board import Board
@@ -72,7 +73,13 @@ def set_up(
         effective_batch = spec.training.batch_size * spec.training.gradient_accumulation_steps * world.size
     trusted = spec.model.trust_remote_code
     tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
-    base = load_model(sources.model.folder, uri, precision.base_dtype, trust_remote_code=trusted)
+    base = load_model(
+        sources.model.folder,
+        uri,
+        base_dtype(spec.method, precision.base_dtype),
+        quantization=quantization(spec.method),
+        trust_remote_code=trusted,
+    )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
     data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)

@@ -1,17 +1,34 @@
-"""Which method a specification names."""
+"""Which method a specification names, and what it asks of the base model's loading."""
 
 from typing import Any
 
+import torch
+
 from olivine_api.finetunejob import Lora, MethodType
+from olivine_api.methods import Bottleneck, Quantization
 from olivine_api.methods import Method as MethodSpec
-from olivine_api.reasons import Reason
-from olivine_trainer.errors import ConfigurationError
+from olivine_trainer.methods.adapter import put_on_adapter
+from olivine_trainer.methods.full import put_on_full
 from olivine_trainer.methods.lora import put_on_lora
 from olivine_trainer.methods.method import Method
 
 
 def put_on(base: Any, spec: MethodSpec, *, seed: int) -> Method:
-    """The method on a loaded, frozen base model. Raises ConfigurationError for modules that the model does not have."""
-    if spec.type is MethodType.LORA:
-        return put_on_lora(base, spec.lora or Lora(), seed=seed)
-    raise ConfigurationError(Reason.INVALID_SPEC, f"method.type {spec.type.value} is not served by this release: write LoRA")
+    """The method on a loaded, frozen base model. Raises ConfigurationError for modules that the model does not have, ModelError
+    for a model that has no place for it.
+    """
+    if spec.type is MethodType.FULL:
+        return put_on_full(base)
+    if spec.type is MethodType.ADAPTER:
+        return put_on_adapter(base, spec.adapter or Bottleneck(), seed=seed)
+    return put_on_lora(base, spec.lora or Lora(), seed=seed)  # QLoRA's, too: what differs is the base's number format
+
+
+def base_dtype(spec: MethodSpec, frozen: torch.dtype) -> torch.dtype:
+    """The base's number format: `frozen` weights may be short, trained ones are fp32 (a step is smaller than bf16's spacing)."""
+    return torch.float32 if spec.type is MethodType.FULL else frozen
+
+
+def quantization(spec: MethodSpec) -> Quantization | None:
+    """How the base is quantised while it is loaded; None where it is not."""
+    return (spec.quantization or Quantization()) if spec.type is MethodType.QLORA else None

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from olivine_api.methods import Quantization
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavailableError
 from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
 from olivine_trainer.modeling.overheard import complaint, overheard
+from olivine_trainer.modeling.quantized import keep_as_quantised, loading_options
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ def load_tokenizer(folder: Path, uri: str, *, trust_remote_code: bool = False) -
     return Tokenizer(backend=backend, stop_ids=frozenset({backend.eos_token_id}))
 
 
-def load_model(folder: Path, uri: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model in `dtype`, frozen; code that it brings along runs only where it is trusted.
+def load_model(
+    folder: Path, uri: str, dtype: torch.dtype, *, quantization: Quantization | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model in `dtype`, frozen; code that it brings along runs only where it is trusted. Quantised, it is on its device already.
 
     Raises ModelError where transformers knows no such causal model.
     """
@@ -69,6 +73,7 @@ def load_model(folder: Path, uri: str, dtype: torch.dtype, *, trust_remote_code:
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **(loading_options(quantization, dtype) if quantization is not None else {}),
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
             told = complaint(error, reports)
@@ -86,6 +91,8 @@ def load_model(folder: Path, uri: str, dtype: torch.dtype, *, trust_remote_code:
             f"the weights of model.uri {uri} lack {len(missing)} tensors of a {type(model).__name__}, e.g. {missing[0]}:"
             " it must be a whole causal language model",
         )
+    if quantization is not None:
+        keep_as_quantised(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model
