@@ -178,6 +178,12 @@ class FineTuneJobSpec(ApiModel):
             holds=lambda s: s.training.early_stopping is None or s.evaluation.every_steps is not None,
             message="training.earlyStopping needs evaluation.everySteps: it follows the evaluations",
         ),
+        Rule(
+            cel="!(self.data.packing && has(self.training.loss) && has(self.training.loss.configMap))",
+            holds=lambda s: not (s.data.packing and s.training.loss is not None and s.training.loss.config_map is not None),
+            message="data.packing is not for a loss of your own, which sees whole rows: leave data.packing out, or write a built-in loss",
+            field_path=".data.packing",
+        ),
         *UNSERVED_FINETUNEJOB,
         Rule(cel="!oldSelf.cancel || self.cancel", message="cancel is final: use a new name, or kubectl replace --force"),
         # The spec may change until the child exists; the rule over status is at the root of the resource.

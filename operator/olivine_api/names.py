@@ -55,6 +55,7 @@ ENV_SECRET_PREFIXES: Final = {
     "model": "OLIVINE_MODEL_",
     "train": "OLIVINE_TRAIN_",
     "validation": "OLIVINE_VALIDATION_",
+    "test": "OLIVINE_TEST_",
 }
 
 # Status endpoint: POST {ENV_STATUS_URL}{STATUS_PATH} with a Snapshot.

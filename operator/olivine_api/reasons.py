@@ -52,6 +52,8 @@ class Reason(StrEnum):
     QUEUE_DEADLINE_EXCEEDED = "QueueDeadlineExceeded"
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"
+    PLUGIN_FAILED = "PluginFailed"
+    LOSS_NOT_CONFORMING = "LossNotConforming"
 
     # the platform's to mend
     STORAGE_UNAVAILABLE = "StorageUnavailable"

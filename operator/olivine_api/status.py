@@ -130,6 +130,13 @@ class ResolvedData(StatusModel):
     """Tokens of the training rows."""
     learned_tokens: int | None = None
     """Tokens of the training rows that count in the loss."""
+    test_rows: int = 0
+    duplicates: int = 0
+    """Training rows that data.clean.deduplicate removed."""
+    empty: int = 0
+    """Training rows that data.clean.dropEmpty removed."""
+    leaked: int = 0
+    """Training rows that were removed because data.validation or data.test has them too."""
 
 
 class Resolved(StatusModel):

@@ -57,21 +57,12 @@ UNSERVED_FINETUNEJOB = (
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
     _present("data.template.pair", "write text, prompt with completion, or messages"),
-    _present("data.labels", "the completions are the labels"),
     _present("data.extraction"),
-    _true("data.packing"),
-    _present("data.clean", "clean the rows before; leave it out"),
-    _filled("data.augmentation"),
     _other("classification.head", ("Generative",), "write Generative"),
     _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
     _present("training.earlyStopping"),
-    _other("training.loss.name", ("cross_entropy",), "write cross_entropy"),
     _present("training.loss.configMap"),
-    Rule(
-        holds=lambda spec: spec.training.loss is None or not spec.training.loss.parameters,
-        message="training.loss.parameters is not served by this release: leave it out",
-    ),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.metrics)"

@@ -47,6 +47,24 @@ WRONG: dict[str, tuple[Json, str]] = {
     "stratified without fraction": ({"data.validationFraction": None, "data.stratifyBy": "tone"}, "needs data.validationFraction"),
     "whole fraction": ({"data.validationFraction": 1.0}, "validationFraction"),
     "streaming and a fraction": ({"data.streaming": True}, "data.streaming excludes"),
+    "unknown augmentation": ({"data.augmentation": [{"name": "typos", "probability": 0.1}]}, "augmentation"),
+    "paraphrase of nothing": (
+        {"data.augmentation": [{"name": "template_paraphrase", "probability": 0.1}]},
+        "template_paraphrase needs templates",
+    ),
+    "augmented text": (
+        {
+            "task": "Generation",
+            "data.template": {"text": "{a}"},
+            "data.lossOn": "All",
+            "data.augmentation": [{"name": "word_dropout", "probability": 0.1}],
+        },
+        "data.augmentation needs data.template.prompt",
+    ),
+    "packed pairs": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
+        "data.packing is not for data.template.pair",
+    ),
     "text with lossOn Completion": ({"task": "Generation", "data.template": {"text": "{a}"}}, "lossOn must be All"),
     # task and method
     "classification of texts": ({"data.template": {"text": "{a}"}, "data.lossOn": "All"}, "Classification needs"),
@@ -127,15 +145,11 @@ UNSERVED: dict[str, Json] = {
         "task": "Generation",
         "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
     },
-    "data.labels": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
-    "data.packing": {"data.packing": True},
-    "data.clean": {"data.clean": {"deduplicate": True}},
-    "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
     "classification.head": {"classification": {"head": "Sequence"}},
     "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
-    "training.loss.name": {"training.loss": {"name": "focal"}},
+    "training.loss.configMap": {"training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"}},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
@@ -153,6 +167,16 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "rows augmented": {
+        "data.augmentation": [
+            {"name": "word_dropout", "probability": 0.1, "parameters": {"share": 0.2}},
+            {"name": "case_noise", "probability": 0.1, "parameters": {"style": "upper"}},
+            {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
+        ]
+    },
+    "rows packed": {"data.packing": True},
+    "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
+    "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
     "a validation file": {
         "data.validationFraction": None,
@@ -177,6 +201,7 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "defaults said aloud": {
         "classification": {"head": "Generative"},

@@ -52,7 +52,7 @@ def input_digest(spec: FineTuneJobSpec, resolved: Resolved) -> str:
     for key in ("storage", "reuse"):
         raw.pop(key, None)
     raw["model"] = {"digest": resolved.model.digest if resolved.model is not None else None}
-    raw["data"] = {key: value for key, value in raw["data"].items() if key not in ("train", "validation")}
+    raw["data"] = {key: value for key, value in raw["data"].items() if key not in ("train", "validation", "test")}
     raw["data"]["digest"] = resolved.data.digest if resolved.data is not None else None
     raw["resolved"] = {"effectiveBatchSize": resolved.effective_batch_size, "precision": resolved.precision}
     return _digest(raw)

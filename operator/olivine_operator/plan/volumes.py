@@ -56,8 +56,7 @@ def mounts(spec: FineTuneJobSpec, settings: OperatorSettings) -> list[dict[str, 
 def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     """The claims that URIs name, each once, and whether something is written there."""
     uris = [spec.model.uri, spec.data.train.uri]
-    if spec.data.validation is not None:
-        uris.append(spec.data.validation.uri)
+    uris += [source.uri for source in (spec.data.validation, spec.data.test) if source is not None]
     found = {_claim(uri): False for uri in uris if uri.startswith(_CLAIM_SCHEME)}
     if spec.storage.uri.startswith(_CLAIM_SCHEME):
         found[_claim(spec.storage.uri)] = True

@@ -14,6 +14,7 @@ import pytest
 from olivine_api.finetunejob import Scheduler, Training
 from olivine_api.reasons import Reason
 from olivine_api.status import Stage
+from olivine_trainer.data.batches import TokenisedRows
 from olivine_trainer.errors import (
     ConfigurationError,
     InterruptedRunError,
@@ -304,7 +305,7 @@ def _engine(tiny_model: Path, rows: Path, **changes: Any) -> Any:
 
 def _step(engine: Any, examples: list[Any], step: int) -> Any:
     """One optimizer step that nothing disturbs."""
-    return engine.train_step(examples, step, engine.training.batch_size, lambda *_, **__: None)
+    return engine.train_step(TokenisedRows(examples), step, engine.training.batch_size, lambda *_, **__: None)
 
 
 def _examples(rows: Path, tokenizer: Any) -> list[Any]:
@@ -343,8 +344,8 @@ def test_the_head_on_learned_positions_gives_the_whole_forwards_loss(tiny_model:
     assert engine.loss.split_head
     batch = collate(_examples(rows, tokenizer)[:5], 1, torch.device("cpu"))
     engine.loss.eval()
-    split = engine.loss(batch.ids, batch.mask, batch.positions, batch.labels)
-    whole = SummedLoss(engine.model, engine.causal, split_head=False).eval()(batch.ids, batch.mask, batch.positions, batch.labels)
+    split = engine.loss(batch)
+    whole = SummedLoss(engine.model, engine.causal, split_head=False).eval()(batch)
     assert torch.isclose(split, whole, rtol=1e-6)
 
     class Scaled(nn.Module):

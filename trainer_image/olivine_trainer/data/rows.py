@@ -24,6 +24,12 @@ class Row:
 
     number: int
     fields: dict[str, Any]
+    origin: str = ""
+    """Where there are several files: which one it is of, and its number there."""
+
+    def of(self, source: str) -> str:
+        """How a sentence names the row; `source` is data.train and such."""
+        return f"row {self.number} of {source}" + (f" ({self.origin})" if self.origin else "")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,11 @@ def _read_all(paths: tuple[Path, ...], field: str) -> list[Row]:
         return read_rows(paths[0], field)
     rows: list[Row] = []
     for path in paths:
-        rows += [Row(len(rows) + number, row.fields) for number, row in enumerate(read_rows(path, field), start=1)]
+        before = len(rows)
+        rows += [
+            Row(before + place, row.fields, origin=f"row {row.number} of {path.name}")
+            for place, row in enumerate(read_rows(path, field), start=1)
+        ]
     return rows
 
 

@@ -70,7 +70,7 @@ def require_fields(rows: Sequence[Row], fields: Sequence[str], where: str, sourc
             )
         raise DataError(
             Reason.COLUMN_MISSING,
-            f"{where} names the field {{{field}}}, which row {lacking.number} of {source} lacks, though others have it",
+            f"{where} names the field {{{field}}}, which {lacking.of(source)} lacks, though others have it",
         )
 
 
@@ -108,6 +108,13 @@ class RowTemplate:
         if self.messages is not None:
             named["data.template.messages"] = (self.messages,)
         return named
+
+    def is_empty(self, row: Row) -> bool:
+        """Whether nothing is there to read or to learn: all fields of a side of the template are blank, or the chat is."""
+        if self.messages is not None:
+            return not row.fields[self.messages]
+        sides = [part.fields for part in (self.text, self.prompt, self.completion) if part is not None]
+        return any(fields and not any(as_text(row.fields[field]).strip() for field in fields) for fields in sides)
 
     def identity(self, row: Row) -> str:
         """What the model sees of a row, as one canonical string: rows that are equal here must not straddle a split."""

@@ -59,6 +59,8 @@ class Fitted:
     """Examples within maxLength, and what it took."""
 
     examples: list[Example]
+    rows: list[Row]
+    """What the examples are of."""
     dropped: int = 0
     truncated: int = 0
 
@@ -73,6 +75,7 @@ def fit_examples(
     whose answer alone is too long cannot be cut: it is dropped. Both are counted.
     """
     examples: list[Example] = []
+    kept: list[Row] = []
     dropped = truncated = 0
     for row in rows:
         example: Example | None = make(row)
@@ -80,7 +83,7 @@ def fit_examples(
             if on_overflow is OnOverflow.FAIL:
                 raise DataError(
                     Reason.ROW_TOO_LONG,
-                    f"row {row.number} of {source} has {len(example.ids)} tokens, data.maxLength is {max_length}: raise"
+                    f"{row.of(source)} has {len(example.ids)} tokens, data.maxLength is {max_length}: raise"
                     " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
                 )
             example = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None
@@ -88,7 +91,8 @@ def fit_examples(
             dropped += example is None
         if example is not None:
             examples.append(example)
-    return Fitted(examples, dropped=dropped, truncated=truncated)
+            kept.append(row)
+    return Fitted(examples, kept, dropped=dropped, truncated=truncated)
 
 
 def _truncate(example: Example, limit: int) -> Example | None:

@@ -26,7 +26,7 @@ from olivine_trainer.storage.source import Source, open_source
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.world import World, alone
 
-RowsRole = Literal["train", "validation"]
+RowsRole = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,10 @@ def fetch_sources(
     fetcher = _Fetcher(job, environ, scratch, dict(commits or {}))
     train = fetcher.rows("train")
     validation = fetcher.rows("validation") if spec.data.validation is not None else None
-    rows = load_rows(spec.data, train, validation, seed=spec.training.seed)
-    if rows.repeated:
-        warn(f"{rows.repeated} validation rows are among the training rows too: what is measured on them is too good")
+    test = fetcher.rows("test") if spec.data.test is not None else None
+    rows = load_rows(spec.data, train, validation, test, seed=spec.training.seed)
+    if rows.removed.leaked:
+        warn(f"{rows.removed.leaked} training rows are left out: data.validation or data.test has them too")
     if not rows.split.validation:
         warn("there are no validation rows (data.validation or data.validationFraction): only the training loss is reported")
     board.progress(stage=Stage.LOADING_MODEL)
@@ -155,7 +156,7 @@ class _Fetcher:
     def rows(self, role: RowsRole) -> RowFiles:
         """The files of rows of a role; a file's folder is the source, so that a missing file can be told from its neighbours."""
         spec, place = self._job.spec, FIELDS[role]
-        wanted = spec.data.train if role == "train" else spec.data.validation
+        wanted = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}[role]
         selection = parse_selection(wanted.split, place) if wanted is not None and wanted.split is not None else None
         access = resolve_access(spec, role, self._environ)
         folder, name = parent_of_rows(access.uri)

@@ -11,15 +11,19 @@ import torch
 from accelerate import Accelerator
 
 from olivine_api.finetunejob import FineTuneJobSpec, Training
-from olivine_trainer.data.batches import batch_rows, rank_micro_batches
-from olivine_trainer.errors import NonFiniteLossError
+from olivine_api.reasons import Reason
+from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
+from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
+from olivine_trainer.losses.build import make_loss
 from olivine_trainer.methods.choose import put_on
 from olivine_trainer.methods.method import Method, trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
+from olivine_trainer.modeling.packing import keeps_rows_apart
 from olivine_trainer.modeling.precision import ResolvedPrecision
+from olivine_trainer.plugins import OwnClass
 from olivine_trainer.world.world import World
 
 
@@ -48,6 +52,8 @@ class Engine:
     training: Training
     effective_batch: int
     pad_id: int
+    packed: bool = False
+    """Rows of a micro-batch share sequences (data.packing)."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -63,33 +69,33 @@ class Engine:
         """The mixed precision that training computes in."""
         return self.accelerator.autocast()
 
-    def train_step(self, examples: Sequence[Example], step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
+    def train_step(self, rows: TrainingRows, step: int, micro: int, go_on: Callable[..., None]) -> StepResult:
         """Optimizer step `step` (from 0), in micro-batches of at most `micro` rows a rank.
 
         `go_on` (Agreement) is called before each micro-batch and after the last; where it raises, the step never was.
-        The loss is the mean over all learned tokens of the global batch, however it is divided into ranks and micro-batches:
+        The loss is the mean over all learned tokens (or pairs) of the global batch, however it is divided into ranks and micro-batches:
         each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
-        rows = batch_rows(self.training.seed, step, self.effective_batch, len(examples))
-        learned = sum(examples[row].learned_tokens for row in rows)
-        micro_batches = rank_micro_batches(rows, rank=self.world.rank, world=self.world.size, micro=micro)
+        examples = rows.batch(self.training.seed, step, self.effective_batch)
+        weight = sum(example.weight for example in examples)
+        micro_batches = rank_micro_batches(examples, rank=self.world.rank, world=self.world.size, micro=micro)
         self.loss.train()
         try:
-            total = self._accumulate([[examples[row] for row in members] for members in micro_batches], learned, go_on)
+            total = self._accumulate(micro_batches, weight, go_on)
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
             raise
-        loss = self.world.sums([float(total)])[0] / max(learned, 1)
+        loss = self.world.sums([float(total)])[0] / max(weight, 1)
         if not math.isfinite(loss):
             raise NonFiniteLossError(step + 1, "the loss", self.schedule.learning_rate)
         return StepResult(
             loss=loss,
             grad_norm=self._move(step),
-            tokens=sum(len(examples[row].ids) for row in rows),
-            learned_tokens=learned,
+            tokens=sum(len(example.ids) for example in examples),
+            learned_tokens=sum(example.learned_tokens for example in examples),
         )
 
-    def _accumulate(self, micro_batches: Sequence[Sequence[Example]], learned: int, go_on: Callable[..., None]) -> torch.Tensor:
+    def _accumulate(self, micro_batches: Sequence[Sequence[Example]], weight: int, go_on: Callable[..., None]) -> torch.Tensor:
         """This rank's gradients; returns its summed loss. Memory that runs out is told to all ranks at the next `go_on`."""
         total = torch.zeros((), device=self.accelerator.device)
         exhausted: str | None = None
@@ -98,9 +104,9 @@ class Engine:
             if not members:
                 continue  # rows that do not divide evenly: this rank has none left
             try:
-                batch = collate(members, self.pad_id, self.accelerator.device)
-                nll = self.prepared(batch.ids, batch.mask, batch.positions, batch.labels)
-                self.accelerator.backward(nll * (1 / max(learned, 1)))
+                batch = collate(members, self.pad_id, self.accelerator.device, packed=self.packed)
+                nll = self.prepared(batch)
+                self.accelerator.backward(nll * (1 / max(weight, 1)))
                 total += nll.detach()
             except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
@@ -151,17 +157,23 @@ def build_engine(
     total_steps: int,
     effective_batch: int,
     pad_id: int,
+    own_loss: OwnClass | None = None,
 ) -> Engine:
     """Method, optimizer and schedule around a loaded base model. Raises ConfigurationError for targets and schedule parameters."""
     training = spec.training
     base.to(accelerator.device)
     split_head = can_split_head(base)
+    if spec.data.packing and not keeps_rows_apart(base):
+        raise ConfigurationError(
+            Reason.MODEL_UNSUPPORTED,
+            f"data.packing is true, but {type(base).__name__} lets packed rows see one another: leave data.packing out",
+        )
     method = put_on(base, spec.method, seed=training.seed)
     if training.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(method.model, training)
     schedule = Schedule(training, optimizer, total_steps)
-    loss = SummedLoss(method.model, method.causal, split_head=split_head)
+    loss = make_loss(training.loss, own_loss, method.model, method.causal, split_head=split_head)
     # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
     prepared = accelerator.prepare_model(loss, evaluation_mode=True)
     wrapped = accelerator.prepare_optimizer(optimizer)
@@ -176,6 +188,7 @@ def build_engine(
         training=training,
         effective_batch=effective_batch,
         pad_id=pad_id,
+        packed=spec.data.packing,
     )
 
 

@@ -159,20 +159,18 @@ def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:
 
 def _check_positions(data: Prepared, config: object, max_length: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
-    longest = max(len(example.ids) for example in (*data.train, *data.validation))
-    if isinstance(limit, int) and longest > limit:
+    if isinstance(limit, int) and data.longest > limit:
         raise ConfigurationError(
             Reason.ROW_TOO_LONG,
-            f"data.maxLength {max_length} lets rows of {longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
+            f"data.maxLength {max_length} lets rows of {data.longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
         )
 
 
 def _check_tokens(data: Prepared, known: int, uri: str) -> None:
-    largest = max(int(example.ids.max()) for example in (*data.train, *data.validation))
-    if largest >= known:
+    if data.largest_token >= known:
         raise ModelError(
             Reason.MODEL_UNSUPPORTED,
-            f"the tokenizer of model.uri {uri} makes token {largest}, but the model knows {known} tokens (0 to {known - 1}):"
+            f"the tokenizer of model.uri {uri} makes token {data.largest_token}, but the model knows {known} tokens (0 to {known - 1}):"
             " resize the model's embeddings to the tokenizer, or take the tokenizer that belongs to it",
         )
 

@@ -102,7 +102,9 @@ class RunRecords:
         if known is None:
             raise StorageUnavailableError(f"{self.run.uri}/{SOURCES} stands there, but cannot be read")
         if known.data != data:
-            raise DataError(Reason.SOURCE_CHANGED, _changed("the rows of data.train or data.validation have", known.attempt))
+            raise DataError(
+                Reason.SOURCE_CHANGED, _changed("the rows of data.train, data.validation or data.test have", known.attempt)
+            )
         if known.model != model:
             raise ModelError(Reason.SOURCE_CHANGED, _changed("the files of model.uri have", known.attempt))
 

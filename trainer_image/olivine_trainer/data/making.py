@@ -1,0 +1,55 @@
+"""From a row to an example: the template's form decides how; the row's number and label go along."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from olivine_api.finetunejob import Data
+from olivine_trainer.data.chat import ChatRenderer
+from olivine_trainer.data.labels import Labels
+from olivine_trainer.data.rows import Row
+from olivine_trainer.data.template import RowTemplate, TextTemplate
+from olivine_trainer.data.tokens import completion_example, text_example
+from olivine_trainer.modeling.example import Example
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the input of a row is put, where it differs from what the row and data.template say."""
+
+    prompt: TextTemplate | None
+    fields: dict[str, Any]
+
+
+MakeExample = Callable[[Row, Wording | None], Example]
+
+
+def example_maker(
+    data: Data, template: RowTemplate, tokenizer: Any, *, stop_ids: frozenset[int], labels: Labels | None, source: str
+) -> MakeExample:
+    """What makes examples of the rows of `source` (data.train and such)."""
+    bare = _bare_maker(data, template, tokenizer, stop_ids, source)
+
+    def make(row: Row, wording: Wording | None) -> Example:
+        label = labels.index(row, source) if labels is not None else None
+        return replace(bare(row, wording), number=row.number, label=label)
+
+    return make
+
+
+def _bare_maker(data: Data, template: RowTemplate, tokenizer: Any, stop_ids: frozenset[int], source: str) -> MakeExample:
+    if template.messages is not None:
+        renderer = ChatRenderer(tokenizer, template.messages, stop_ids=stop_ids, loss_on=data.loss_on, source=source)
+        return lambda row, wording: renderer.example(row if wording is None else replace(row, fields=wording.fields))
+    if template.text is not None:
+        text = template.text
+        return lambda row, _: text_example(tokenizer, text.render(row.fields))
+    prompt, completion = template.prompt, template.completion
+    if prompt is None or completion is None:
+        raise ValueError("a template has text, messages, or prompt with completion")
+
+    def make(row: Row, wording: Wording | None) -> Example:
+        put = (wording.prompt or prompt).render(wording.fields) if wording is not None else prompt.render(row.fields)
+        return completion_example(tokenizer, put, completion.render(row.fields), loss_on=data.loss_on)
+
+    return make
