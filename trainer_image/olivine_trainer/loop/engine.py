@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from olivine_api.finetunejob import FineTuneJobSpec, Training
 from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
+from olivine_trainer.data.grouping import by_length
 from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.schedule import Schedule
@@ -76,7 +77,8 @@ class Engine:
         The loss is the mean over all learned tokens (or pairs) of the global batch, however it is divided into ranks and micro-batches:
         each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
-        examples = rows.batch(self.training.seed, step, self.effective_batch)
+        # Which rows a step has, length does not decide here: only which of them are padded together.
+        examples = by_length(rows.batch(self.training.seed, step, self.effective_batch))
         weight = sum(example.weight for example in examples)
         micro_batches = rank_micro_batches(examples, rank=self.world.rank, world=self.world.size, micro=micro)
         self.loss.train()

@@ -1,6 +1,6 @@
 """One attempt, set up: model, data, engine and evaluator, checked against one another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
+from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator, metrics_of
@@ -92,6 +93,8 @@ def set_up(
         rows=len(data.train),
         batch=effective_batch,
     )
+    if spec.training.group_by_length:
+        data = replace(data, train=GroupedRows(data.train, total_steps=steps))
     engine = build_engine(
         spec, base, accelerator, world, total_steps=steps, effective_batch=effective_batch, pad_id=tokenizer.pad_id
     )
