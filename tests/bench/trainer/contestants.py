@@ -149,12 +149,10 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     examples = [example for step in range(load.steps) for example in drawn.batch(SEED, step, size)]
     rows = [
         {
-            "input_ids": examples[row].ids.tolist(),
-            "labels": [
-                int(token) if learned else -100 for token, learned in zip(examples[row].ids, examples[row].learned, strict=True)
-            ],
+            "input_ids": example.ids.tolist(),
+            "labels": [int(token) if learned else -100 for token, learned in zip(example.ids, example.learned, strict=True)],
         }
-        for row in order
+        for example in examples
     ]
     model = AutoModelForCausalLM.from_pretrained(load.model, dtype=torch.float32)
     model.config.use_cache = False

@@ -103,8 +103,9 @@ def test_a_kill_in_any_step_changes_no_byte(tiny_model: Path, rows: Path, tmp_pa
     check_kills(tiny_model, rows, tmp_path, METHODS[method] | changes, list(range(STEPS)))
 
 
-def check_two_ranks(ranks: Ranks, model: Path, rows: Path, folder: Path, changes: dict[str, Any], steps: list[int]) -> None:
+def check_two_ranks(ranks: Ranks, sources: tuple[Path, Path], folder: Path, changes: dict[str, Any], steps: list[int]) -> None:
     """As `check_kills`, by two processes: now rank 0 is killed, now rank 1."""
+    model, rows = sources
     calm = ranks.run(make_job(model, rows, f"file://{folder}/calm", **changes))[0].end().snapshot
     assert calm is not None
     assert calm.resolved is not None
@@ -121,7 +122,7 @@ def check_two_ranks(ranks: Ranks, model: Path, rows: Path, folder: Path, changes
 @pytest.mark.parametrize("method", ["Full", *(pytest.param(name, marks=pytest.mark.full) for name in METHODS if name != "Full")])
 def test_two_processes_resume_to_the_same_bytes(ranks: Ranks, tiny_model: Path, rows: Path, tmp_path: Path, method: str) -> None:
     """LoRA's short form, on a real S3, is in test_world."""
-    check_two_ranks(ranks, tiny_model, rows, tmp_path, METHODS[method] | EVALUATED, [random.randrange(3, STEPS)])
+    check_two_ranks(ranks, (tiny_model, rows), tmp_path, METHODS[method] | EVALUATED, [random.randrange(3, STEPS)])
 
 
 @pytest.mark.full
@@ -129,7 +130,7 @@ def test_two_processes_resume_to_the_same_bytes(ranks: Ranks, tiny_model: Path, 
 def test_two_processes_killed_in_any_step_change_no_byte(
     ranks: Ranks, tiny_model: Path, rows: Path, tmp_path: Path, method: str
 ) -> None:
-    check_two_ranks(ranks, tiny_model, rows, tmp_path, METHODS[method] | EVALUATED, list(range(STEPS)))
+    check_two_ranks(ranks, (tiny_model, rows), tmp_path, METHODS[method] | EVALUATED, list(range(STEPS)))
 
 
 @pytest.mark.parametrize("method", METHODS)
