@@ -59,7 +59,8 @@ def merge(status: FineTuneJobStatus, snapshot: Snapshot, *, final: bool = False)
         return status
     return status.model_copy(
         update={
-            "progress": snapshot.progress,
+            # Until the model is loaded an attempt does not know how far it will go on from.
+            "progress": snapshot.progress if snapshot.progress.total_steps is not None else _starting(snapshot, status),
             "attempt": snapshot.attempt,
             # A young attempt has not measured yet what an earlier one did.
             "metrics": _readable(snapshot.metrics) or status.metrics,

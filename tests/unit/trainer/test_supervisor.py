@@ -371,3 +371,12 @@ def test_pid_1_stays_light() -> None:
         " print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_each_worker_copies_a_models_code_to_a_place_of_its_own() -> None:
+    """transformers copies it file by file: a sibling imported half of it."""
+    placement = Placement.find(World(pods=1, processes_per_pod=2), {})
+    places = {
+        worker_environment({}, Path("/scratch/run"), placement, rank=rank, port=1)["HF_MODULES_CACHE"] for rank in placement.ranks
+    }
+    assert len(places) == 2

@@ -21,7 +21,15 @@ from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.place import Place
 from olivine_trainer.world.world import World
-from tests.unit.trainer.faulty import LingerAfterPublishing, NoRoomFor, NoRoomToMove, SignalIn, SlowSteps
+from tests.unit.trainer.faulty import (
+    FarApart,
+    LingerAfterPublishing,
+    NoRoomFor,
+    NoRoomToMove,
+    NoteEvaluatedRows,
+    SignalIn,
+    SlowSteps,
+)
 from tests.unit.trainer.ranks import Rank, Ranks
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
 
@@ -250,6 +258,13 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(
         assert (told["microBatch"], "step 2 is repeated" in told["message"]) == (1, True)
 
 
+def test_an_evaluation_computes_fewer_rows_at_once_too_after_memory_ran_out(bench: Bench, ranks: Ranks, tmp_path: Path) -> None:
+    seen = tmp_path / "rows"
+    job = bench.job("evaluated", training__evalBatchSize=4, training__maxSteps=2, training__gradientAccumulationSteps=4)
+    ranks.run(job, 1, faults={0: NoteEvaluatedRows(seen, NoRoomFor(2))})
+    assert seen.read_text().split() == ["4", "2"]  # of the base model before, of the tuned one after
+
+
 def test_memory_too_small_for_one_row_ends_the_run_with_peak_and_limit(bench: Bench, ranks: Ranks) -> None:
     started = ranks.start(bench.job("too-small", **PLAIN), faults={1: NoRoomFor(1)})
     assert [rank.code() for rank in started] == [ExitCode.OUT_OF_MEMORY] * 2, started[0].log
@@ -292,6 +307,12 @@ def test_a_run_superseded_by_a_zombies_successor_writes_nothing_more(bench: Benc
     assert started[0].end().reason == Reason.SUPERSEDED
     assert started[1].code() == ExitCode.PEER_LOST, started[1].log
     assert not [item.key for item in run.list("artifacts")]
+
+
+def test_ranks_that_are_further_apart_than_a_collective_waits_lose_one_another_only_in_a_step(bench: Bench, ranks: Ranks) -> None:
+    """A slow disk under one pod, long answers on one rank, a store that is away while rank 0 notes the baseline."""
+    apart = {0: FarApart(4, recording=6), 1: FarApart(4, loading=6, answering=6)}
+    ranks.run(bench.job("apart", training__maxSteps=2), faults=apart)
 
 
 def test_more_processes_than_devices_are_told_before_nccl_chokes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ class Evaluator:
     causal: Any
     tokenizer: Tokenizer
     examples: Sequence[Example]
-    batch_size: int
+    batch_rows: Callable[[], int]
+    """Rows of a batch now: fewer once memory has run out."""
     metrics: frozenset[MetricName]
     samples: int
     device: torch.device
@@ -53,7 +54,7 @@ class Evaluator:
             loss = mean_loss(
                 self.loss,
                 self.examples,
-                batch_size=self.batch_size,
+                batch_size=self.batch_rows(),
                 pad_id=self.tokenizer.pad_id,
                 device=self.device,
                 tick=tick,
@@ -78,7 +79,7 @@ class Evaluator:
                 self.causal,
                 wanted,
                 self.tokenizer,
-                batch_size=self.batch_size,
+                batch_size=self.batch_rows(),
                 limit=answer_limit(wanted),
                 device=self.device,
                 tick=lambda done, of: tick(of + done, 2 * of),

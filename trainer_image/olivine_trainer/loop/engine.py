@@ -27,6 +27,9 @@ from olivine_trainer.modeling.precision import ResolvedPrecision
 from olivine_trainer.plugins import OwnClass
 from olivine_trainer.world.world import World
 
+# Of fp16's scaler: 30 steps in a row were skipped by then, and scale was not what they lacked.
+_LOWEST_SCALE = 2.0**-14
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -122,8 +125,8 @@ class Engine:
         parameters = list(trainable(self.model).values())
         self.world.sum_tensors(self._gradients(parameters))
         norm = float(self.accelerator.clip_grad_norm_(parameters, self.training.max_grad_norm) or 0.0)
-        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and lowers its scale
-        if not math.isfinite(norm) and not scaled:
+        scaler = self.accelerator.scaler
+        if not may_go_on(norm, scaler.get_scale() if scaler is not None else None):
             raise NonFiniteLossError(step + 1, "the gradient", self.schedule.learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,6 +141,11 @@ class Engine:
             if parameter.grad is None:  # a rank without rows, or an unused expert: the others' sum is its gradient too
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def may_go_on(norm: float, scale: float | None) -> bool:
+    """Whether the gradient is finite, or fp16's scaler (None: there is none) skips the step and may mend it by a lower scale."""
+    return math.isfinite(norm) or (scale is not None and scale > _LOWEST_SCALE)
 
 
 def make_accelerator(precision: ResolvedPrecision, world: World) -> Accelerator:

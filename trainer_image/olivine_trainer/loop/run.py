@@ -130,7 +130,7 @@ def set_up(
         causal=engine.causal,
         tokenizer=tokenizer,
         examples=data.validation,
-        batch_size=eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
+        batch_rows=lambda: eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
         metrics=metrics_of(spec),
         samples=spec.evaluation.samples,
         device=accelerator.device,

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,13 @@ def restore_random(state: RandomState) -> None:
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
         index = torch.cuda.current_device()
-        if (own := tensors.get(f"cuda{index}")) is not None:
+        if (own := device_state(tensors)) is not None:
             torch.cuda.set_rng_state(own, index)
+
+
+def device_state(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The one CUDA device's state: a rank may find itself on a device of another number when pods divide otherwise."""
+    return next((state for name, state in tensors.items() if name.startswith("cuda")), None)
 
 
 def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes]) -> None:

@@ -78,6 +78,8 @@ def train(
         effective_batch=saved_effective_batch(restored.folder) if restored.folder is not None else None,
     )
     done = _resume(run, restored)
+    # The first collective waits 5 minutes at most; one pod may load its model from a slower disk.
+    world.wait_for_all()
     stop.defer()
     try:
         return _train_and_publish(run, done)
@@ -179,8 +181,8 @@ def _measure_base(run: Run) -> Baseline:
         with run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
-        if run.world.leads:
-            run.claim.records.record_baseline(run.claim.attempt, baseline)
+        # Not by rank 0 alone: a store that is away for minutes would outlast the collective in which the others wait.
+        run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
     return baseline

@@ -80,6 +80,10 @@ class World:
         """Work that a lost peer does not cut short, though it may end this process."""
         return nullcontext() if self.peers is None else self.peers.held()
 
+    def wait_for_all(self) -> None:
+        """Until every rank is here, as long as it takes."""
+        self.gather(None)
+
     def leave(self) -> None:
         """This rank ends in order, or needs the others no more."""
         if self.peers is not None:
