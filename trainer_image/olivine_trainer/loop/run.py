@@ -124,6 +124,7 @@ def set_up(
         precision=resolved.precision,
         headOnLearnedPositionsOnly=engine.loss.split_head,
         ranks=world.size,
+        weightsHere=parameters if engine.shards is None else engine.shards.held,
     )
     evaluator = Evaluator(
         loss=engine.loss,

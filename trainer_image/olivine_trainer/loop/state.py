@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from olivine_api.base import StatusModel
 from olivine_api.status import Best, CurvePoint, MetricMap
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.methods.method import trainable
+from olivine_trainer.world.shards import divided_like, gathered
 
 _WEIGHTS = "adapter.safetensors"  # whatever the method: checkpoints of older releases have it
 _OPTIMIZER = "optimizer.safetensors"
@@ -105,11 +105,16 @@ def device_state(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     return next((state for name, state in tensors.items() if name.startswith("cuda")), None)
 
 
-def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes]) -> None:
-    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState."""
+def save_state(
+    folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes], optimizer: dict[str, torch.Tensor]
+) -> None:
+    """Write the state between two steps into an empty folder, while the engine is `whole`.
+
+    `randomness` holds each rank's rendered RandomState, `optimizer` what `optimizer_tensors` gave.
+    """
     folder.mkdir(parents=True)
     engine.method.save_weights(folder / _WEIGHTS)
-    save_file(_optimizer_tensors(engine), folder / _OPTIMIZER)
+    save_file(optimizer, folder / _OPTIMIZER)
     for rank, rendered in enumerate(randomness):
         (folder / _random_file(rank)).write_bytes(rendered)
     scaler = engine.accelerator.scaler
@@ -129,7 +134,10 @@ def saved_effective_batch(folder: Path) -> int | None:
 
 def load_state(folder: Path, engine: Engine) -> Progressed:
     """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
-    engine.method.load_weights(folder / _WEIGHTS)
+    with engine.whole(torch.device("cpu")):
+        engine.method.load_weights(folder / _WEIGHTS)
+        if engine.shards is not None:
+            engine.shards.take()
     _restore_optimizer(engine, load_file(folder / _OPTIMIZER))
     state = json.loads((folder / _STATE).read_text())
     engine.schedule.restore(state["schedule"])
@@ -155,21 +163,23 @@ def _raw_optimizer(engine: Engine) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """AdamW's tensors as `<parameter>|<key>`: names outlive the order of parameters."""
+def optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """AdamW's tensors as `<parameter>|<key>`: names outlive the order of parameters. All ranks come; rank 0 gets them."""
     states = _raw_optimizer(engine).state
-    return {
-        f"{name}|{key}": value.detach().cpu().contiguous()
-        for name, parameter in trainable(engine.model).items()
-        for key, value in sorted(states.get(parameter, {}).items())
-    }
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in engine.trained.items():
+        for key, value in sorted(states.get(parameter, {}).items()):
+            whole = value.detach().cpu() if engine.shards is None else gathered(value, engine.world)
+            if engine.world.leads:
+                found[f"{name}|{key}"] = whole.contiguous()
+    return found
 
 
 def _restore_optimizer(engine: Engine, tensors: dict[str, torch.Tensor]) -> None:
     states = _raw_optimizer(engine).state
-    parameters = trainable(engine.model)
+    parameters = engine.trained
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
         parameter = parameters[name]
         # AdamW keeps `step` on the CPU.
-        states[parameter][key] = value if key == "step" else value.to(parameter.device)
+        states[parameter][key] = value if key == "step" else divided_like(value.to(parameter.device), parameter)

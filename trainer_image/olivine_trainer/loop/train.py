@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from olivine_api.status import CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
 from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated
@@ -30,6 +32,7 @@ from olivine_trainer.loop.state import (
     RandomState,
     capture_random,
     load_state,
+    optimizer_tensors,
     restore_random,
     save_state,
     saved_effective_batch,
@@ -44,6 +47,8 @@ from olivine_trainer.storage.layout import CHECKPOINTS
 from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
 from olivine_trainer.storage.records import Baseline, Published
 from olivine_trainer.world.world import World, alone
+
+CPU = torch.device("cpu")
 
 
 def train(
@@ -101,7 +106,8 @@ def _train_and_publish(run: Run, done: Progressed) -> Published:
     _settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
-    published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    with run.engine.whole(CPU):
+        published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
 
 
@@ -178,7 +184,7 @@ def _measure_base(run: Run) -> Baseline:
     baseline = Baseline.model_validate(known) if known is not None else None
     if baseline is None:
         run.board.progress(stage=Stage.EVALUATING_BASE)
-        with run.engine.method.as_base():
+        with run.engine.whole(), run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
         # Not by rank 0 alone: a store that is away for minutes would outlast the collective in which the others wait.
@@ -241,7 +247,8 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
     if not due or not run.data.validation:
         return done
     run.board.progress(stage=Stage.EVALUATING)
-    metrics = run.evaluator.loss_only(_ticker(run))
+    with run.engine.whole():
+        metrics = run.evaluator.loss_only(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
@@ -255,7 +262,8 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
 def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
     """The tuned model's scores, by the code that measured the base."""
     run.board.progress(stage=Stage.EVALUATING)
-    tuned = run.evaluator.everything(_ticker(run))
+    with run.engine.whole():
+        tuned = run.evaluator.everything(_ticker(run))
     if EVAL_LOSS in tuned.metrics:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
         run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
@@ -271,7 +279,9 @@ def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
     """
     start = time.monotonic()
     rendered = run.world.gather_bytes(randomness.render())
-    _tell_newest(run, lambda: _begin_upload(run, done, rendered))
+    optimizer = optimizer_tensors(run.engine)
+    with run.engine.whole(CPU):
+        _tell_newest(run, lambda: _begin_upload(run, done, rendered, optimizer))
     run.tracker.held_up(time.monotonic() - start)
 
 
@@ -292,12 +302,12 @@ def _tell_newest(run: Run, act: Callable[[], None]) -> None:
         run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
 
 
-def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes]) -> None:
+def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes], optimizer: dict[str, torch.Tensor]) -> None:
     run.uploads.wait()
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
-    save_state(folder, run.engine, done, randomness)
+    save_state(folder, run.engine, done, randomness, optimizer)
     run.uploads.begin(lambda: _upload(run, done.step, folder))
 
 
