@@ -380,3 +380,10 @@ def test_each_worker_copies_a_models_code_to_a_place_of_its_own() -> None:
         worker_environment({}, Path("/scratch/run"), placement, rank=rank, port=1)["HF_MODULES_CACHE"] for rank in placement.ranks
     }
     assert len(places) == 2
+
+
+@pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "-1", "70000", "x"])
+def test_a_port_that_is_none_is_told(value: str) -> None:
+    """Kubernetes sets MASTER_PORT to a URL where a Service is called `master`; a user's Secret may hold anything."""
+    with pytest.raises(ConfigurationError, match=r"MASTER_PORT is '.*', it must be a number: .* pods\.envFrom"):
+        Placement.find(World(), {"MASTER_PORT": value})
