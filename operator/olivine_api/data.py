@@ -173,6 +173,16 @@ class Data(ApiModel):
             message="data.streaming excludes validationFraction, stratifyBy and clean.deduplicate, which need all rows at once",
         ),
         Rule(
+            cel="!self.streaming || self.onOverflow != 'Drop'",
+            holds=lambda d: not d.streaming or d.on_overflow is not OnOverflow.DROP,
+            message="data.onOverflow Drop needs all rows at once, which data.streaming excludes: write Fail or Truncate",
+        ),
+        Rule(
+            cel="!self.streaming || !has(self.train.split) || !self.train.split.contains('[')",
+            holds=lambda d: not d.streaming or "[" not in (d.train.split or ""),
+            message="data.train.split with data.streaming must name whole splits: leave the slice out, or data.streaming",
+        ),
+        Rule(
             cel="!(self.packing && has(self.template.pair))",
             holds=lambda d: not (d.packing and d.template.pair is not None),
             message="data.packing is not for data.template.pair, whose rows are compared whole: leave data.packing out",
@@ -211,7 +221,7 @@ class Data(ApiModel):
     test: DataSource | None = None
     """Rows that are measured once, at the end."""
     streaming: bool = False
-    """Read the rows while training; for data that one pod cannot hold."""
+    """Read the training rows while training, from JSON lines or Parquet; for data that one pod cannot hold."""
     template: Template
     labels: Labels | None = None
     """For task Classification."""

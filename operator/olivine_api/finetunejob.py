@@ -9,10 +9,11 @@ from olivine_api.base import ApiModel, Rule
 from olivine_api.data import Data, LossOn, OnOverflow, Template
 from olivine_api.evaluation import Evaluation, MetricName
 from olivine_api.methods import Lora, Method, MethodType
+from olivine_api.parameters import Plugin
 from olivine_api.pods import EnvVar, Pods
 from olivine_api.search import Search
 from olivine_api.sources import DataSource, LocalObjectReference, ModelSource, Source, Storage, Uri
-from olivine_api.training import Precision, Scheduler, Training
+from olivine_api.training import EarlyStopping, Optimizer, Precision, Scheduler, Training
 from olivine_api.unserved import UNSERVED_FINETUNEJOB
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SUSPENDED_MUTABLE_PODS",
     "Data",
     "DataSource",
+    "EarlyStopping",
     "EnvVar",
     "Evaluation",
     "FineTuneJobSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "MetricName",
     "ModelSource",
     "OnOverflow",
+    "Optimizer",
     "Pods",
     "Precision",
     "Retries",
@@ -42,6 +45,7 @@ __all__ = [
     "Task",
     "Template",
     "Training",
+    "own_classes",
     "parse_spec",
 ]
 
@@ -124,6 +128,13 @@ class Retries(ApiModel):
     window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] = 3600
 
 
+_OWN_LOSS = "(has(self.training.loss) && has(self.training.loss.configMap))"
+
+
+def _own_loss(spec: "FineTuneJobSpec") -> bool:
+    return spec.training.loss is not None and spec.training.loss.config_map is not None
+
+
 _HAS_VALIDATION = "has(self.data.validation) || has(self.data.validationFraction)"
 
 
@@ -162,6 +173,21 @@ class FineTuneJobSpec(ApiModel):
             cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || !self.evaluation.metrics.exists(m, m.name == 'accuracy')",
             holds=lambda s: s.data.template.prompt is not None or all(m.name != "accuracy" for m in s.evaluation.metrics or ()),
             message="metric accuracy needs data.template.prompt and data.template.completion: it compares answers with completions",
+        ),
+        Rule(
+            cel=f"!has(self.data.template.pair) || {_OWN_LOSS}",
+            holds=lambda s: s.data.template.pair is None or _own_loss(s),
+            message="data.template.pair needs a loss over pairs: give a class of your own in training.loss by configMap, key and class",
+        ),
+        Rule(
+            cel=f"!{_OWN_LOSS} || !has(self.evaluation.metrics) || !self.evaluation.metrics.exists(m, m.name == 'perplexity')",
+            holds=lambda s: not _own_loss(s) or all(m.name != "perplexity" for m in s.evaluation.metrics or ()),
+            message="metric perplexity needs a built-in loss: eval_loss is that of your own class, no likelihood; leave the metric out",
+        ),
+        Rule(
+            cel=f"!{_OWN_LOSS} || !self.data.packing",
+            holds=lambda s: not _own_loss(s) or not s.data.packing,
+            message="data.packing needs a built-in loss: a class of your own sees one row at a time; write packing: false",
         ),
         Rule(
             cel=f"!has(self.evaluation.everySteps) || {_HAS_VALIDATION}",
@@ -229,6 +255,13 @@ MUTABLE_FIELDS = (
 )
 # And of pods, while the job is suspended.
 SUSPENDED_MUTABLE_PODS = ("count", "resources")
+
+
+def own_classes(spec: FineTuneJobSpec) -> list[tuple[str, Plugin]]:
+    """The classes of one's own that a specification names, each with its field."""
+    named: list[tuple[str, Plugin | None]] = [("training.loss", spec.training.loss)]
+    named += [(f"evaluation.metrics[{index}]", metric) for index, metric in enumerate(spec.evaluation.metrics or ())]
+    return [(field, plugin) for field, plugin in named if plugin is not None and plugin.config_map is not None]
 
 
 def parse_spec(raw: dict[str, Any]) -> FineTuneJobSpec:

@@ -36,6 +36,9 @@ SCRATCH_DIR: Final = "/scratch"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_LIMIT: Final = 4096  # bytes; kubelet truncates the rest
 
+# The Python files that the specification names, as <folder>/<ConfigMap>/<key>.
+PLUGINS_DIR: Final = "/etc/olivine/plugins"
+
 # Volumes of the user's: claims that pvc:// URIs name, each in a folder of its name, and the shared model cache.
 CLAIMS_DIR: Final = "/mnt/claims"
 MODEL_CACHE_DIR: Final = "/mnt/model-cache"

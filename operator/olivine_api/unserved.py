@@ -55,14 +55,9 @@ UNSERVED_FINETUNEJOB = (
         "write Instruction, Classification or Generation; an extraction or a summary is a Generation with prompt and completion",
     ),
     _present("data.test", "measure on data.validation"),
-    _true("data.streaming"),
-    _present("data.template.pair", "write text, prompt with completion, or messages"),
     _present("data.extraction"),
     _other("classification.head", ("Generative",), "write Generative"),
-    _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
-    _present("training.earlyStopping"),
-    _present("training.loss.configMap"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.metrics)"

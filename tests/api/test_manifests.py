@@ -25,6 +25,18 @@ WRONG: dict[str, tuple[Json, str]] = {
     "unknown field": ({"trainig": {}}, "trainig"),
     "no task": ({"task": None}, "task"),
     "unknown task": ({"task": "Poetry"}, "Poetry"),
+    "no such loss": ({"training.loss": {"name": "huber"}}, "write cross_entropy, label_smoothing or focal"),
+    "pairs without a loss for them": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}},
+        "data.template.pair needs a loss over pairs",
+    ),
+    "perplexity of one's own loss": (
+        {
+            "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"},
+            "evaluation.metrics": [{"name": "perplexity"}],
+        },
+        "metric perplexity needs a built-in loss",
+    ),
     # where things are
     "foreign scheme": ({"model.uri": "ftp://host/model"}, "other schemes are not served"),
     "path that goes up": ({"data.train.uri": "s3://data/../other/rows.jsonl"}, r"without empty, \. or \.\. parts"),
@@ -60,6 +72,14 @@ WRONG: dict[str, tuple[Json, str]] = {
             "data.augmentation": [{"name": "word_dropout", "probability": 0.1}],
         },
         "data.augmentation needs data.template.prompt",
+    ),
+    "streamed slice": (
+        {"data.validationFraction": None, "data.streaming": True, "data.train.split": "train[:9]"},
+        "must name whole splits",
+    ),
+    "streamed and dropped": (
+        {"data.validationFraction": None, "data.streaming": True, "data.onOverflow": "Drop"},
+        "write Fail or Truncate",
     ),
     "packed pairs": (
         {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
@@ -140,16 +160,8 @@ WRONG: dict[str, tuple[Json, str]] = {
 UNSERVED: dict[str, Json] = {
     "task": {"task": "Summarization"},
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "data.streaming": {"data.validationFraction": None, "data.streaming": True},
-    "data.template.pair": {
-        "task": "Generation",
-        "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
-    },
     "classification.head": {"classification": {"head": "Sequence"}},
-    "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
-    "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
-    "training.loss.configMap": {"training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"}},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
@@ -174,6 +186,7 @@ RIGHT: dict[str, Json] = {
             {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
         ]
     },
+    "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
@@ -201,7 +214,14 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "early stopping": {"training.earlyStopping": {"metric": "accuracy", "mode": "max"}, "evaluation.everySteps": 5},
+    "another optimizer": {"training.optimizer": "adamw_8bit"},
     "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
+    "a loss of one's own over pairs": {
+        "task": "Generation",
+        "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
+        "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own", "parameters": {"margin": 1}},
+    },
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "defaults said aloud": {
         "classification": {"head": "Generative"},

@@ -9,7 +9,7 @@ from olivine_trainer.data.chat import ChatRenderer
 from olivine_trainer.data.labels import Labels
 from olivine_trainer.data.rows import Row
 from olivine_trainer.data.template import RowTemplate, TextTemplate
-from olivine_trainer.data.tokens import completion_example, text_example
+from olivine_trainer.data.tokens import completion_example, pair_example, text_example
 from olivine_trainer.modeling.example import Example
 
 
@@ -41,6 +41,14 @@ def _bare_maker(data: Data, template: RowTemplate, tokenizer: Any, stop_ids: fro
     if template.messages is not None:
         renderer = ChatRenderer(tokenizer, template.messages, stop_ids=stop_ids, loss_on=data.loss_on, source=source)
         return lambda row, wording: renderer.example(row if wording is None else replace(row, fields=wording.fields))
+    if template.pair is not None:
+        pair = template.pair
+        return lambda row, wording: pair_example(
+            tokenizer,
+            pair.left.render(row.fields if wording is None else wording.fields),
+            pair.right.render(row.fields if wording is None else wording.fields),
+            pair.label_of(row, source),
+        )
     if template.text is not None:
         text = template.text
         return lambda row, _: text_example(tokenizer, text.render(row.fields))

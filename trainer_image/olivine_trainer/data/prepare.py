@@ -16,10 +16,14 @@ from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
+from olivine_trainer.data.stream import StreamedRows, StreamIndex, index_training_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import Fitted, fit_examples
+from olivine_trainer.data.tokens import Fitted, fit_example, fit_examples
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
+from olivine_trainer.storage.ranges import RangeFile
+
+_LOOKED_AT = 64  # rows of a stream, before training
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class LoadedRows:
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
     removed: Removed
+    stream: StreamIndex | None = None
+    """Where the training rows lie, if they are read while training; `split.train` is empty then."""
+
+    @property
+    def train_rows(self) -> int:
+        """How many rows there are to train on."""
+        return self.stream.rows if self.stream is not None else len(self.split.train)
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class Prepared:
     """Everything that training and evaluation read."""
 
     train: TrainingRows
+    looked_at: Sequence[Example]
+    """Training rows to try things on before training: all, or the first ones of a stream."""
     validation: list[Example]
     resolved: ResolvedData
     longest: int
@@ -52,32 +65,40 @@ class Prepared:
 
 
 def load_rows(
-    data: Data, train_files: RowFiles, validation_files: RowFiles | None, test_files: RowFiles | None = None, *, seed: int
+    data: Data,
+    train_files: RowFiles | Sequence[RangeFile],
+    validation_files: RowFiles | None,
+    test_files: RowFiles | None = None,
+    *,
+    seed: int,
 ) -> LoadedRows:
     """Read, clean and split. Needs no tokenizer, so a missing column is found before the model is loaded.
 
-    Raises DataError (see rows, template, clean, labels, split) and ConfigurationError for a template that cannot be read.
+    `train_files`: files to read in pieces where data.streaming is true.
+    Raises DataError (see rows, template, clean, labels, split, stream) and ConfigurationError for a template that cannot be read.
     """
     template = RowTemplate.of(data.template)
-    train = _read(train_files, template, "data.train")
+    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
     validation = _read(validation_files, template, "data.validation") if validation_files is not None else []
     test = _read(test_files, template, "data.test") if test_files is not None else []
     measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
-    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
+    if not isinstance(train_files, RowFiles):
+        stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured)
+        split = Split(train=[], validation=validation)
+        _require_labels(labels, measured)
+        return LoadedRows(split, test, template, augmenter, labels, _digest(split, test, stream.digest), removed, stream)
+    train = _read(train_files, template, "data.train")
     if augmenter is not None:
         _require(augmenter.named_fields, train, "data.train")
     train, removed = clean_rows(train, data.clean, template, measured)
-    labels = find_labels(data, template, train)
-    if labels is not None:
-        for name, rows in (("data.train", train), *measured):
-            require_fields(rows, (labels.field,), "data.labels.field", name)
-            for row in rows:
-                labels.index(row, name)  # raises
+    if data.labels is not None:
+        require_fields(train, (data.labels.field,), "data.labels.field", "data.train")
+    labels = find_labels(data, template, (as_text(row.fields[data.labels.field]) for row in train) if data.labels else ())
+    _require_labels(labels, [("data.train", train), *measured])
+    split = Split(train=train, validation=validation)
     if data.validation_fraction is not None:
         split = _split(data, data.validation_fraction, train, template, seed)
-    else:
-        split = Split(train=train, validation=validation)
-    return LoadedRows(split, test, template, augmenter, labels, digest=_digest(split, test), removed=removed)
+    return LoadedRows(split, test, template, augmenter, labels, _digest(split, test), removed)
 
 
 def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int]) -> Prepared:
@@ -93,22 +114,24 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         )
 
     train = fitted(loaded.split.train, "data.train")
+    streamed = _streamed(data, loaded, loaded.stream, maker("data.train")) if loaded.stream is not None else None
+    looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
-    if not any(example.learned_tokens for example in train.examples):
-        why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
+    if not any(example.weight for example in looked_at):
+        why = _why_none_is_left(train, loaded.train_rows, data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
     held = "data.validation" if data.validation is not None else "data.validationFraction"
     for kind, one, rows, name in (
         ("validation", validation, loaded.split.validation, held),
         ("test", test, loaded.test, "data.test"),
     ):
-        if rows and not any(example.learned_tokens for example in one.examples):
+        if rows and not any(example.weight for example in one.examples):
             why = _why_none_is_left(one, len(rows), data.max_length)
             raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
     sides = (train, validation, test)
     resolved = ResolvedData(
-        rows=len(train.examples),
+        rows=len(train.examples) if streamed is None else len(streamed),
         validation_rows=len(validation.examples),
         test_rows=len(test.examples),
         digest=loaded.digest,
@@ -117,21 +140,49 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         duplicates=loaded.removed.duplicates,
         empty=loaded.removed.empty,
         leaked=loaded.removed.leaked,
-        tokens=sum(len(example.ids) for example in train.examples),
-        learned_tokens=sum(example.learned_tokens for example in train.examples),
+        tokens=sum(example.tokens for example in train.examples) if streamed is None else None,
+        learned_tokens=sum(example.learned_tokens for example in train.examples) if streamed is None else None,
     )
-    everything = [example for side in sides for example in side.examples]
+    everything = [*looked_at, *validation.examples, *test.examples]
     return Prepared(
-        train=TokenisedRows(train.examples)
-        if loaded.augmenter is None
-        else AugmentedRows(train.rows, train.examples, maker("data.train"), loaded.augmenter, data.max_length),
+        train=streamed or _training_rows(data, loaded, train, maker("data.train")),
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
-        longest=max(len(example.ids) for example in everything),
-        largest_token=max(int(example.ids.max()) for example in everything),
+        looked_at=looked_at,
+        longest=data.max_length if streamed is not None else max(example.width for example in everything),
+        largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
     )
+
+
+def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample) -> TrainingRows:
+    if loaded.augmenter is None:
+        return TokenisedRows(train.examples)
+    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length)
+
+
+def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample) -> StreamedRows:
+    def fit(row: Row, example: Example) -> Example:
+        fitted = fit_example(row, example, max_length=data.max_length, on_overflow=data.on_overflow, source="data.train")
+        if fitted is None:
+            raise DataError(
+                Reason.ROW_TOO_LONG,
+                f"{row.of('data.train')} has an answer that is longer than data.maxLength {data.max_length} and cannot be cut:"
+                " raise data.maxLength, or shorten the row",
+            )
+        return fitted
+
+    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length)
+
+
+def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    if labels is None:
+        return
+    for name, rows in sides:
+        require_fields(rows, (labels.field,), "data.labels.field", name)
+        for row in rows:
+            labels.index(row, name)  # raises
 
 
 def _read(files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
@@ -167,8 +218,10 @@ def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, 
     return split
 
 
-def _digest(split: Split, test: Sequence[Row]) -> str:
+def _digest(split: Split, test: Sequence[Row], streamed: str | None = None) -> str:
     digest = hashlib.sha256()
+    if streamed is not None:
+        digest.update(f"streamed {streamed}\n".encode())
     sides = (("train", split.train), ("validation", split.validation), *((("test", test),) if test else ()))
     for side, rows in sides:
         digest.update(f"{side}\n".encode())

@@ -91,15 +91,18 @@ def _json_lines(path: Path, field: str) -> Iterator[Row]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    Reason.DATA_UNREADABLE,
-                    f"{field}: line {number} of {path.name} is not valid JSON: {error.msg} at column {error.colno}",
-                ) from None
-            halves = _HALF_ESCAPED.search(line) is not None
-            yield Row(number, _as_object(value, f"{field}: line {number} of {path.name}", halves=halves))
+            yield Row(number, parse_line(line, f"{field}: line {number} of {path.name}"))
+
+
+def parse_line(line: str, where: str) -> dict[str, Any]:
+    """The object in a line of JSON. Raises DataError, which begins with `where`."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(Reason.DATA_UNREADABLE, f"{where} is not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(Reason.DATA_UNREADABLE, f"{where} is nested too deeply to be read") from None
+    return _as_object(value, where, halves=_HALF_ESCAPED.search(line) is not None)
 
 
 def _json(path: Path, field: str) -> Iterator[Row]:

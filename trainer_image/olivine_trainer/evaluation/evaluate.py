@@ -61,7 +61,7 @@ class Evaluator:
                 world=self.world,
             )
         found = {EVAL_LOSS: loss}
-        if MetricName.PERPLEXITY in self.metrics:
+        if MetricName.PERPLEXITY in self.metrics and self.loss.likelihood:
             found[PERPLEXITY] = math.exp(min(loss, _LARGEST_EXPONENT))
         return found
 

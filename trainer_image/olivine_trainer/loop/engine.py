@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from olivine_api.finetunejob import FineTuneJobSpec, MethodType, Training
+from olivine_api.finetunejob import FineTuneJobSpec, MethodType, Optimizer, Training
 from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
 from olivine_trainer.data.grouping import by_length
 from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
+from olivine_trainer.loop.optimizers import make_optimizer
 from olivine_trainer.loop.schedule import Schedule
 from olivine_trainer.losses.build import make_loss
 from olivine_trainer.methods.choose import put_on
@@ -31,6 +32,8 @@ from olivine_trainer.world.world import World
 # Of fp16's scaler: 30 steps in a row were skipped by then, and scale was not what they lacked.
 _LOWEST_SCALE = 2.0**-14
 
+_DIVISIBLE = (Optimizer.ADAMW_TORCH, Optimizer.ADAMW_TORCH_FUSED, Optimizer.SGD)  # states of the parameters' own shapes
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -40,6 +43,8 @@ class StepResult:
     grad_norm: float
     tokens: int
     learned_tokens: int
+    truncated: int = 0
+    """Rows that were cut to data.maxLength."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ class Engine:
         return StepResult(
             loss=loss,
             grad_norm=self._move(step),
-            tokens=sum(len(example.ids) for example in examples),
+            tokens=sum(example.tokens for example in examples),
             learned_tokens=sum(example.learned_tokens for example in examples),
+            truncated=sum(example.truncated for example in examples),
         )
 
     def _accumulate(
@@ -208,11 +214,8 @@ def build_engine(
     divided = is_divided(spec, world)
     if not divided:
         base.to(accelerator.device)
-    elif accelerator.scaler is not None:
-        raise ConfigurationError(
-            Reason.INVALID_SPEC,
-            "training.precision fp16 is not served for method.type Full on several processes, whose gradients are divided: write bf16 or fp32",
-        )
+    else:
+        _require_divisible(training, accelerator)
     split_head = can_split_head(base)
     if spec.data.packing and not keeps_rows_apart(base):
         raise ConfigurationError(
@@ -255,14 +258,14 @@ def is_divided(spec: FineTuneJobSpec, world: World) -> bool:
     return spec.method.type is MethodType.FULL and world.size > 1
 
 
-def make_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors (biases, norms) do not decay."""
-    parameters = list(trainable(model).values())
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate)
+def _require_divisible(training: Training, accelerator: Accelerator) -> None:
+    """Raise ConfigurationError for what looks at whole gradients, or keeps a state of another shape."""
+    divided = "is not served for method.type Full on several processes, which divide the model among them"
+    if accelerator.scaler is not None:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"training.precision fp16 {divided}: write bf16 or fp32")
+    if training.optimizer not in _DIVISIBLE:
+        named = ", ".join(_DIVISIBLE)
+        raise ConfigurationError(Reason.INVALID_SPEC, f"training.optimizer {training.optimizer} {divided}: write one of {named}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
-from olivine_trainer.job import Job, input_digest
+from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
 from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
@@ -45,7 +45,7 @@ def publish(
     published = claim.records.publish(
         claim.attempt,
         spec_digest=job.spec_digest,
-        input_digest=input_digest(job.spec, board.snapshot.resolved),
+        input_digest=job.input_digest(board.snapshot.resolved),
         snapshot=board.snapshot,
         samples=_samples(evaluator, baseline, tuned),
     )

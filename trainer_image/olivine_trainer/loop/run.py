@@ -21,9 +21,13 @@ from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
 from olivine_trainer.loop.uploads import Uploads
+from olivine_trainer.losses.conformance import check_conformance, probe_rows
+from olivine_trainer.losses.own import OwnLoss
 from olivine_trainer.methods.choose import base_dtype, quantization
+from olivine_trainer.modeling.forward import collate
 from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
 from olivine_trainer.modeling.precision import resolve_precision
+from olivine_trainer.plugins import OwnClass, import_own
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.world.world import World
@@ -67,6 +71,7 @@ def set_up(
     """
     spec, uri = job.spec, job.spec.model.uri
     _make_deterministic(spec.training.seed)
+    own_loss = own_loss_of(job)
     precision = resolve_precision(spec.training.precision)
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
@@ -96,8 +101,18 @@ def set_up(
     if spec.training.group_by_length:
         data = replace(data, train=GroupedRows(data.train, total_steps=steps))
     engine = build_engine(
-        spec, base, accelerator, world, total_steps=steps, effective_batch=effective_batch, pad_id=tokenizer.pad_id
+        spec,
+        base,
+        accelerator,
+        world,
+        total_steps=steps,
+        effective_batch=effective_batch,
+        pad_id=tokenizer.pad_id,
+        own_loss=own_loss,
     )
+    if isinstance(engine.loss, OwnLoss):
+        with engine.whole():
+            check_conformance(engine.loss, collate(probe_rows(data.looked_at), tokenizer.pad_id, accelerator.device))
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -151,6 +166,12 @@ def set_up(
     return Run(
         job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
     )
+
+
+def own_loss_of(job: Job) -> OwnClass | None:
+    """The user's loss, imported. Raises ConfigurationError."""
+    loss = job.spec.training.loss
+    return import_own(loss, "training.loss", job.plugins) if loss is not None and loss.config_map is not None else None
 
 
 def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from olivine_api.status import CheckpointStatus, Stage
+from olivine_api.finetunejob import EarlyStopping
+from olivine_api.status import Best, CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
 from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated
 from olivine_trainer.evaluation.loss import Tick
@@ -32,12 +33,15 @@ from olivine_trainer.loop.state import (
     RandomState,
     capture_random,
     load_state,
+    load_weights,
     optimizer_tensors,
     restore_random,
     save_state,
+    saved_best_weights,
     saved_effective_batch,
 )
 from olivine_trainer.loop.stop import StopFlag
+from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers, require_measured
 from olivine_trainer.loop.tolerance import tolerated
 from olivine_trainer.loop.tracker import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
@@ -156,6 +160,8 @@ def _resume(run: Run, restored: Restored) -> Progressed:
     done = Progressed()
     if restored.folder is not None and restored.status is not None:
         done = load_state(restored.folder, run.engine)
+        if (best := saved_best_weights(restored.folder)) is not None:
+            shutil.move(best, best_weights(run.scratch))
         shutil.rmtree(restored.folder)
         run.board.restore_curve(done.curve)
         run.board.update(checkpoint=restored.status, resumed_from_step=done.step, metrics=done.metrics, best=done.best)
@@ -191,6 +197,9 @@ def _measure_base(run: Run) -> Baseline:
         run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
+    stopping = run.job.spec.training.early_stopping
+    if stopping is not None:
+        require_measured(stopping, baseline.metrics)
     return baseline
 
 
@@ -203,10 +212,11 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
     try:
         while True:
             done = _evaluate_between(run, done)
-            if done.step > saved and (done.step % spec.checkpoint.every_steps == 0 or done.step == tracker.total_steps):
+            ends = done.step == tracker.total_steps or _out_of_patience(run, done)
+            if done.step > saved and (ends or done.step % spec.checkpoint.every_steps == 0):
                 _save(run, done, randomness)
                 saved = done.step
-            if done.step == tracker.total_steps:
+            if ends:
                 return done
             run.uploads.check()
             start = time.monotonic()
@@ -214,7 +224,14 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
                 engine.schedule.observe(result.loss)
             randomness = capture_random()
-            done = done.model_copy(update={"step": done.step + 1, "trained_tokens": done.trained_tokens + result.tokens})
+            done = done.model_copy(
+                update={
+                    "step": done.step + 1,
+                    "trained_tokens": done.trained_tokens + result.tokens,
+                    "truncated": done.truncated + result.truncated,
+                }
+            )
+            _count_truncated(run, done)
             done = tracker.stepped(done, result, time.monotonic() - start, engine.schedule.learning_rate)
     except InterruptedRunError as interrupted:
         # A step that was begun has moved the generators: what is saved is the moment before it.
@@ -224,6 +241,15 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
         raise InterruptedRunError(message, step=done.step) from None
+
+
+def _count_truncated(run: Run, done: Progressed) -> None:
+    """Rows that are read while training are cut while training: status counts them as they come."""
+    resolved = run.board.snapshot.resolved
+    data = resolved.data
+    if run.job.spec.data.streaming and data is not None and done.truncated:
+        counted = run.data.resolved.truncated + done.truncated
+        run.board.update(resolved=resolved.model_copy(update={"data": data.model_copy(update={"truncated": counted})}))
 
 
 def _step(run: Run, step: int, randomness: RandomState) -> StepResult:
@@ -247,27 +273,59 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
     if not due or not run.data.validation:
         return done
     run.board.progress(stage=Stage.EVALUATING)
+    stopping = run.job.spec.training.early_stopping
+    everything = needs_answers(stopping)
     with run.engine.whole():
-        metrics = run.evaluator.loss_only(_ticker(run))
+        metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
-    run.board.offer_best(done.step, EVAL_LOSS, metrics[EVAL_LOSS])
+    if stopping is not None:
+        done = _judge(run, done, stopping, finite(metrics))
+    else:
+        run.board.offer_best(done.step, EVAL_LOSS, metrics[EVAL_LOSS])
     run.board.update(metrics=done.metrics)
     run.tracker.evaluated(done.step, metrics)
     run.board.progress(stage=Stage.TRAINING)
     return done
 
 
+def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, float]) -> Progressed:
+    """Early stopping: keep the weights where they are the best so far, count where they are not."""
+    name = metric_of(asked)
+    done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
+    if done.stopping.best_step == done.step:
+        with run.engine.whole(CPU):
+            run.engine.method.save_weights(best_weights(run.scratch))
+        run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
+    return done
+
+
+def _out_of_patience(run: Run, done: Progressed) -> bool:
+    asked = run.job.spec.training.early_stopping
+    if asked is None or not done.stopping.over(asked):
+        return False
+    told = {"step": done.step, "bestStep": done.stopping.best_step, "best": done.stopping.best}
+    log(f"early stopping: {asked.metric} has not improved in {done.stopping.worse} evaluations", **told)
+    run.tracker.events.add(event="EarlyStopped", metric=asked.metric, **told)
+    return True
+
+
 def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
-    """The tuned model's scores, by the code that measured the base."""
+    """The tuned model's scores, by the code that measured the base; with early stopping those of the best weights."""
     run.board.progress(stage=Stage.EVALUATING)
+    best = best_weights(run.scratch)
+    older = best.exists() and done.stopping.best_step != done.step
     with run.engine.whole():
+        if older:
+            load_weights(best, run.engine)
+            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
         tuned = run.evaluator.everything(_ticker(run))
-    if EVAL_LOSS in tuned.metrics:
+    if EVAL_LOSS in tuned.metrics and not older:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
-        run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
         run.tracker.evaluated(done.step, tuned.metrics)
+        if run.job.spec.training.early_stopping is None:
+            run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
     run.board.update(metrics={**done.metrics, **tuned.metrics})
     return tuned
 
@@ -307,7 +365,8 @@ def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes], optim
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
-    save_state(folder, run.engine, done, randomness, optimizer)
+    best = best_weights(run.scratch)
+    save_state(folder, run.engine, done, randomness, optimizer, best=best if best.exists() else None)
     run.uploads.begin(lambda: _upload(run, done.step, folder))
 
 

@@ -66,7 +66,7 @@ def _check_gradient(own: OwnClass, whole: torch.Tensor, leaves: Sequence[dict[st
             own, "is not differentiable: what it returns does not depend on the outputs (detach, argmax or item cut it off)"
         )
     with own.blamed("cannot be differentiated"):
-        gradients = torch.autograd.grad(whole, inputs, allow_unused=True)
+        gradients: list[torch.Tensor | None] = list(torch.autograd.grad(whole, inputs, allow_unused=True))
     reached = [gradient for gradient in gradients if gradient is not None]
     if not reached:
         raise _refused(own, "is not differentiable: no gradient reaches the model's outputs")

@@ -13,6 +13,8 @@ from olivine_trainer.plugins import OwnClass
 class OwnLoss(SummedLoss):
     """A loss of the user's own, in training and in evaluation."""
 
+    likelihood = False
+
     def __init__(self, model: nn.Module, causal: Any, *, split_head: bool, own: OwnClass) -> None:
         super().__init__(model, causal, split_head=split_head)
         self.own = own

@@ -33,6 +33,8 @@ class Example:
     """The answer as text; None where there is none (text)."""
     number: int = 0
     """The row's number in its source, for sentences about it; 0 where it is of none."""
+    truncated: bool = False
+    """Whether it was cut to data.maxLength."""
     label: int | None = None
     """Which of the labels it has (Prepared.labels), where data.labels names a field."""
     pair: Pair | None = None
@@ -42,6 +44,21 @@ class Example:
     def learned_tokens(self) -> int:
         """Tokens that count in the loss."""
         return int(self.learned[1:].sum())
+
+    @property
+    def texts(self) -> tuple[npt.NDArray[np.int32], ...]:
+        """Its token sequences: one, or a pair's two."""
+        return (self.ids,) if self.pair is None else (self.ids, self.pair.right)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest of them."""
+        return max(len(ids) for ids in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        return sum(len(ids) for ids in self.texts)
 
     @property
     def weight(self) -> int:

@@ -98,6 +98,9 @@ class SummedLoss(nn.Module):
     Evaluation measures the cross entropy, whatever `token_loss` training minimises: losses of different jobs stay comparable.
     """
 
+    likelihood = True
+    """Whether the loss that evaluation measures is a token's negative log-likelihood."""
+
     def __init__(self, model: nn.Module, causal: Any, *, split_head: bool, token_loss: TokenLoss = cross_entropy) -> None:
         super().__init__()
         self.model = model
