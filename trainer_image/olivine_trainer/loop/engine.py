@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from olivine_api.finetunejob import FineTuneJobSpec, MethodType, Training
+from olivine_api.finetunejob import FineTuneJobSpec, MethodType, Optimizer, Training
 from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
 from olivine_trainer.data.grouping import by_length
@@ -31,6 +31,8 @@ from olivine_trainer.world.world import World
 
 # Of fp16's scaler: 30 steps in a row were skipped by then, and scale was not what they lacked.
 _LOWEST_SCALE = 2.0**-14
+
+_DIVISIBLE = (Optimizer.ADAMW_TORCH, Optimizer.ADAMW_TORCH_FUSED, Optimizer.SGD)  # states of the parameters' own shapes
 
 
 @dataclass(frozen=True)
@@ -212,11 +214,8 @@ def build_engine(
     divided = is_divided(spec, world)
     if not divided:
         base.to(accelerator.device)
-    elif accelerator.scaler is not None:
-        raise ConfigurationError(
-            Reason.INVALID_SPEC,
-            "training.precision fp16 is not served for method.type Full on several processes, whose gradients are divided: write bf16 or fp32",
-        )
+    else:
+        _require_divisible(training, accelerator)
     split_head = can_split_head(base)
     if spec.data.packing and not keeps_rows_apart(base):
         raise ConfigurationError(
@@ -235,7 +234,7 @@ def build_engine(
     else:
         # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
         prepared = accelerator.prepare_model(loss, evaluation_mode=True)
-    optimizer = make_optimizer(base if divided else method.model, training, divided=divided)
+    optimizer = make_optimizer(base if divided else method.model, training)
     schedule = Schedule(training, optimizer, total_steps)
     wrapped = accelerator.prepare_optimizer(optimizer)
     return Engine(
@@ -257,6 +256,16 @@ def build_engine(
 def is_divided(spec: FineTuneJobSpec, world: World) -> bool:
     """Whether each rank holds a part of the model only: where all of it is trained, by several processes."""
     return spec.method.type is MethodType.FULL and world.size > 1
+
+
+def _require_divisible(training: Training, accelerator: Accelerator) -> None:
+    """Raise ConfigurationError for what looks at whole gradients, or keeps a state of another shape."""
+    divided = "is not served for method.type Full on several processes, which divide the model among them"
+    if accelerator.scaler is not None:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"training.precision fp16 {divided}: write bf16 or fp32")
+    if training.optimizer not in _DIVISIBLE:
+        named = ", ".join(_DIVISIBLE)
+        raise ConfigurationError(Reason.INVALID_SPEC, f"training.optimizer {training.optimizer} {divided}: write one of {named}")
 
 
 @contextmanager

@@ -13,20 +13,9 @@ from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.methods.method import trainable
 from olivine_trainer.world.shards import divided_like
 
-_OF_PARTS = (Optimizer.ADAMW_TORCH, Optimizer.ADAMW_TORCH_FUSED, Optimizer.SGD)  # each number moves by itself
 
-
-def make_optimizer(model: nn.Module, training: Training, *, divided: bool = False) -> torch.optim.Optimizer:
-    """The optimizer over all trained parameters; `divided`: of each parameter this rank has a part.
-
-    Raises ConfigurationError where it does not run on this device, or on parts.
-    """
-    if divided and training.optimizer not in _OF_PARTS:
-        raise ConfigurationError(
-            Reason.INVALID_SPEC,
-            f"training.optimizer {training.optimizer.value} is not served for method.type Full on several processes, each of which holds a part"
-            f" of every parameter: write {', '.join(_OF_PARTS[:-1])} or {_OF_PARTS[-1]}, or train in one process",
-        )
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer over all trained parameters. Raises ConfigurationError where it does not run on this device."""
     groups = decay_groups(trainable(model), training.weight_decay)
     rate = training.learning_rate
     match training.optimizer:
@@ -68,15 +57,15 @@ def _of_8_bits(groups: list[dict[str, Any]], training: Training) -> torch.optim.
     return make(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
 
 
-def _from_device(value: torch.Tensor) -> torch.Tensor:
+def _to_host(value: torch.Tensor) -> torch.Tensor:
     return value.detach().cpu()
 
 
 def state_tensors(
-    optimizer: Any, parameters: Mapping[str, nn.Parameter], fetch: Callable[[torch.Tensor], torch.Tensor] = _from_device
+    optimizer: Any, parameters: Mapping[str, nn.Parameter], whole: Callable[[torch.Tensor], torch.Tensor] = _to_host
 ) -> dict[str, torch.Tensor]:
-    """The state's tensors as `<parameter>|<key>`: names outlive the order of parameters. `fetch` brings each to the CPU, whole."""
-    tensors = {key: fetch(value) for key, value in _state(optimizer, parameters).items() if isinstance(value, torch.Tensor)}
+    """The state's tensors as `<parameter>|<key>`: names outlive the order of parameters. `whole` brings one to the CPU."""
+    tensors = {key: whole(value) for key, value in _state(optimizer, parameters).items() if isinstance(value, torch.Tensor)}
     # bitsandbytes shares its tables among parameters, which safetensors does not write.
     return {key: value.clone() if "|qmap" in key else value.contiguous() for key, value in tensors.items()}
 

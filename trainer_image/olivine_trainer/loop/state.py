@@ -117,7 +117,7 @@ def save_state(
     engine: Engine,
     progressed: Progressed,
     randomness: Sequence[bytes],
-    optimizer: dict[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
     *,
     best: Path | None = None,
 ) -> None:
@@ -128,7 +128,7 @@ def save_state(
     """
     folder.mkdir(parents=True)
     engine.method.save_weights(folder / _WEIGHTS)
-    save_file(optimizer, folder / _OPTIMIZER)
+    save_file(dict(optimizer), folder / _OPTIMIZER)
     if best is not None:
         shutil.copyfile(best, folder / _BEST)
     for rank, rendered in enumerate(randomness):
@@ -157,7 +157,8 @@ def saved_best_weights(folder: Path) -> Path | None:
 
 def load_state(folder: Path, engine: Engine) -> Progressed:
     """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
-    load_weights(engine, folder / _WEIGHTS)
+    with engine.whole(torch.device("cpu")):
+        load_weights(folder / _WEIGHTS, engine)
     state = json.loads((folder / _STATE).read_text())
     # Checkpoints of older releases are of AdamW, which keeps no numbers beside its tensors.
     numbers = state.get("optimizer", {})
@@ -181,17 +182,18 @@ def _random_file(rank: int) -> str:
     return f"random-{rank:05d}.safetensors"
 
 
-def load_weights(engine: Engine, path: Path) -> None:
-    """Put saved weights into the model, divided or not. All ranks come."""
-    with engine.whole(torch.device("cpu")):
-        engine.method.load_weights(path)
-        if engine.shards is not None:
-            engine.shards.take()
+def load_weights(path: Path, engine: Engine) -> None:
+    """Weights of a checkpoint into the model, while the engine is `whole`; a divided one takes its parts."""
+    engine.method.load_weights(path)
+    if engine.shards is not None:
+        engine.shards.take()
 
 
 def optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors, whole. All ranks come; rank 0 gets them."""
-    if engine.shards is None:
-        return optimizers.state_tensors(engine.optimizer, engine.trained)
-    tensors = optimizers.state_tensors(engine.optimizer, engine.trained, lambda value: gathered(value, engine.world))
-    return tensors if engine.world.leads else {}
+    """The optimizer's tensors, whole, on the CPU. All ranks come; rank 0 has something from it."""
+
+    def whole(value: torch.Tensor) -> torch.Tensor:
+        found = gathered(value, engine.world)
+        return found if engine.world.leads else torch.empty(0)
+
+    return optimizers.state_tensors(engine.optimizer, engine.trained, whole)

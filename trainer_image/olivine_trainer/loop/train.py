@@ -321,6 +321,9 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
         load_weights(run.engine, best)
         log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
     with run.engine.whole():
+        if older:
+            load_weights(best, run.engine)
+            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
         tuned = run.evaluator.everything(_ticker(run))
     if EVAL_LOSS in tuned.metrics and not older:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
