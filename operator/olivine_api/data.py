@@ -86,11 +86,13 @@ class Labels(ApiModel):
 
 
 class Extraction(ApiModel):
-    """Where the spans of an extraction stand in a row."""
+    """Where the spans of an extraction stand in a row. data.template.prompt names textField, data.template.completion spansField alone, which is replaced by the spans as text."""
 
     format: Literal["Spans", "BIO"]
+    """Spans: rows have a list of {label, start, end} (or text), or an object from label to text or {text, span}; the answer has a line `label: text` for each, or `none`. BIO: rows have tokens and as many tags, the answer has the tags."""
     text_field: FieldName
     spans_field: FieldName
+    """A row without it has no spans."""
 
 
 class Clean(ApiModel):

@@ -67,7 +67,7 @@ class Classification(ApiModel):
     """How a class is told."""
 
     head: Literal["Generative", "Sequence"] = "Generative"
-    """Generative: the label as text; Sequence: a classification head."""
+    """Generative: the label as text; Sequence: a head over the last token, with an output for each of data.labels."""
 
 
 class Checkpoint(ApiModel):
@@ -128,6 +128,8 @@ class Retries(ApiModel):
     window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] = 3600
 
 
+_BUILT_IN = "[" + ", ".join(f"'{name}'" for name in MetricName) + "]"
+_HAS_HEAD = "has(self.classification) && self.classification.head == 'Sequence'"
 _OWN_LOSS = "(has(self.training.loss) && has(self.training.loss.configMap))"
 
 
@@ -158,6 +160,29 @@ class FineTuneJobSpec(ApiModel):
             field_path=".classification",
         ),
         Rule(
+            cel=f"!({_HAS_HEAD}) || has(self.data.labels) && self.data.lossOn == 'Completion'",
+            holds=lambda s: (
+                s.classification is None
+                or s.classification.head != "Sequence"
+                or (s.data.labels is not None and s.data.loss_on is LossOn.COMPLETION)
+            ),
+            message="classification.head Sequence needs data.labels with the field of the label, and data.lossOn Completion:"
+            " the head has an output for each label, and learns the label alone",
+            field_path=".data",
+        ),
+        Rule(
+            cel=f"!({_HAS_HEAD}) || !has(self.evaluation.metrics)"
+            " || self.evaluation.metrics.all(m, !(m.name in ['exact_match', 'bleu', 'rouge']))",
+            holds=lambda s: (
+                s.classification is None
+                or s.classification.head != "Sequence"
+                or all(m.name not in ("exact_match", "bleu", "rouge") for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics exact_match, bleu and rouge judge generated text, and a classification head generates none:"
+            " write accuracy, f1, macro_f1 or micro_f1",
+            field_path=".evaluation.metrics",
+        ),
+        Rule(
             cel="!has(self.data.labels) || self.task == 'Classification'",
             holds=lambda s: s.data.labels is None or s.task is Task.CLASSIFICATION,
             message="data.labels is for task Classification: leave it out, or change the task",
@@ -170,9 +195,41 @@ class FineTuneJobSpec(ApiModel):
             field_path=".data",
         ),
         Rule(
-            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || !self.evaluation.metrics.exists(m, m.name == 'accuracy')",
-            holds=lambda s: s.data.template.prompt is not None or all(m.name != "accuracy" for m in s.evaluation.metrics or ()),
-            message="metric accuracy needs data.template.prompt and data.template.completion: it compares answers with completions",
+            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || has(self.data.template.messages)"
+            " || self.evaluation.metrics.all(m, m.name == 'perplexity')",
+            holds=lambda s: (
+                s.data.template.prompt is not None
+                or s.data.template.messages is not None
+                or all(m.name == "perplexity" for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics other than perplexity need data.template.prompt with completion, or messages: they compare answers",
+        ),
+        Rule(
+            cel="self.task != 'Extraction' || has(self.data.template.prompt)",
+            holds=lambda s: s.task is not Task.EXTRACTION or s.data.template.prompt is not None,
+            message="task Extraction needs data.template.prompt with completion: the completion is the spans field",
+        ),
+        Rule(
+            cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m,"
+            " self.task == 'Extraction' ? !(m.name in ['f1', 'macro_f1', 'micro_f1']) : m.name != 'seqeval')",
+            holds=lambda s: all(
+                m.name not in ("f1", "macro_f1", "micro_f1") if s.task is Task.EXTRACTION else m.name != "seqeval"
+                for m in s.evaluation.metrics or ()
+            ),
+            message="evaluation.metrics f1, macro_f1 and micro_f1 are over whole answers, seqeval is over entities:"
+            " write seqeval for task Extraction, and only there",
+        ),
+        Rule(
+            cel="self.task != 'Summarization' || has(self.data.template.prompt) || has(self.data.template.messages)",
+            holds=lambda s: (
+                s.task is not Task.SUMMARIZATION or s.data.template.prompt is not None or s.data.template.messages is not None
+            ),
+            message="task Summarization needs data.template.prompt with completion (the summary), or messages",
+        ),
+        Rule(
+            cel=f"!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, has(m.configMap) || m.name in {_BUILT_IN})",
+            holds=lambda s: all(m.config_map is not None or m.name in tuple(MetricName) for m in s.evaluation.metrics or ()),
+            message=f"evaluation.metrics knows {', '.join(MetricName)}: write one of them, or a class of your own with configMap, key and class",
         ),
         Rule(
             cel=f"!has(self.data.template.pair) || {_OWN_LOSS}",

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     STORAGE_ACCESS_DENIED = "StorageAccessDenied"
     STORAGE_UNSUPPORTED = "StorageUnsupported"
     NON_FINITE_LOSS = "NonFiniteLoss"
+    GATE_UNMET = "GateUnmet"
     SECRET_NOT_FOUND = "SecretNotFound"
     SOURCE_CHANGED = "SourceChanged"
     LICENSE_NOT_ALLOWED = "LicenseNotAllowed"

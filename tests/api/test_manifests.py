@@ -118,12 +118,35 @@ WRONG: dict[str, tuple[Json, str]] = {
             "data.lossOn": "All",
             "evaluation.metrics": [{"name": "accuracy"}],
         },
-        "metric accuracy needs",
+        "evaluation.metrics other than perplexity need data.template.prompt",
+    ),
+    "metric that nobody knows": ({"evaluation.metrics": [{"name": "sacrebleu"}]}, "evaluation.metrics knows accuracy, perplexity"),
+    "entities of a classification": ({"evaluation.metrics": [{"name": "seqeval"}]}, "write seqeval for task Extraction"),
+    "extraction of chats": (
+        {
+            "task": "Extraction",
+            "data.template": {"messages": "chat"},
+            "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+        },
+        "task Extraction needs",
+    ),
+    "summaries of texts": (
+        {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
+        "task Summarization needs",
     ),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
     "metrics without rows": (
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
         "no rows to measure on",
+    ),
+    "a head without labels": ({"classification": {"head": "Sequence"}}, "classification.head Sequence needs data.labels"),
+    "text of a head": (
+        {
+            "classification": {"head": "Sequence"},
+            "data.labels": {"field": "tone"},
+            "evaluation.metrics": [{"name": "bleu"}],
+        },
+        "a classification head generates none",
     ),
     "gate of nothing": ({"evaluation.gates": [{"metric": "accuracy"}]}, "either manual: true alone, or a metric"),
     "nothing published": ({"outputs": {"adapter": False}}, "outputs must have at least one of"),
@@ -158,14 +181,12 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "task": {"task": "Summarization"},
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "classification.head": {"classification": {"head": "Sequence"}},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
-    "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
+    "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
-    "evaluation.gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}]},
+    "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
     "search": {
         "search": {"trials": 2, "space": {"training.learningRate": {"type": "float", "low": 1e-6, "high": 1e-3, "log": True}}}
@@ -179,6 +200,16 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "summaries": {"task": "Summarization", "evaluation.metrics": [{"name": "rouge"}, {"name": "bleu"}]},
+    "entities": {
+        "task": "Extraction",
+        "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+        "evaluation.metrics": [{"name": "seqeval"}, {"name": "exact_match"}],
+    },
+    "gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}, {"metric": "eval_loss", "improvesOnBase": True}]},
+    "all metrics of answers": {
+        "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
+    },
     "rows augmented": {
         "data.augmentation": [
             {"name": "word_dropout", "probability": 0.1, "parameters": {"share": 0.2}},
@@ -234,6 +265,7 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "a classification head": {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "the whole model": {"method": {"type": "Full"}},
     "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
     "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},

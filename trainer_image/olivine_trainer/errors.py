@@ -70,6 +70,20 @@ class NonFiniteLossError(TrainerError):
         self.rows = tuple(rows)
 
 
+class GateUnmetError(TrainerError):
+    """The tuned model does not reach what evaluation.gates asks for: it is kept, not published."""
+
+    exit_code = ExitCode.GATE_UNMET
+
+    def __init__(self, unmet: Sequence[str], artifact: str | None, *, step: int | None = None) -> None:
+        kept = f"; the artifact is kept at {artifact}, not published" if artifact else ""
+        super().__init__(
+            Reason.GATE_UNMET,
+            f"evaluation.gates: {'; '.join(unmet)}{kept}. Train longer or on more rows, or lower the gate, under a new name",
+            step=step,
+        )
+
+
 class OutOfMemoryError(TrainerError):
     """Memory ran out, on the device or on the host."""
 

@@ -80,8 +80,7 @@ def file_of(plugin: Plugin) -> str:
 
 def _run(source: str, file: str, field: str) -> ModuleType:
     """The file as a module that no import statement meets; the same text runs once a process."""
-    digest = hashlib.sha256(f"{file}\n{source}".encode()).hexdigest()
-    name = f"_olivine_plugin_{digest[:16]}"
+    name = "_olivine_plugin_" + hashlib.sha256(f"{file}\n{source}".encode()).hexdigest()[:16]
     if name in sys.modules:
         return sys.modules[name]
     module = ModuleType(name)

@@ -198,7 +198,7 @@ def test_an_object_is_read_in_pieces_and_not_fetched(tmp_path: Path, s3: Any) ->
     file = RemoteRange(s3.access("s3://bucket/streamed", role="train"), "rows.jsonl", item.size, item.tag)
     assert file.read(5, 50) == rows.read_bytes()[5:50]
     copy = pickle.loads(pickle.dumps(file))  # as a pod's processes hand it on
-    index = index_rows([copy], "data.train", lambda _: True)
+    index = index_rows([copy], "data.train", lambda _: True, written=lambda row: row)
     assert index.rows == 40
     store.put("rows.jsonl", b'{"phrase": "another"}\n' * 200)
     with pytest.raises(DataError, match=r"data\.train\.uri .*rows\.jsonl was changed or removed while it was read") as caught:
@@ -242,6 +242,7 @@ def test_a_streamed_run_from_an_object_store_resumes_to_the_same_bytes(
         "data__validationFraction": None,
         "data__stratifyBy": None,
         "data__validation__uri": f"file://{validation}",
+        "data__labels": {"field": "tone"},
         "data__augmentation": [{"name": "word_dropout", "probability": 0.3}],
         "training__maxSteps": 7,
     }

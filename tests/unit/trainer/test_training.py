@@ -221,8 +221,8 @@ def test_the_published_adapter_is_peft_and_gives_the_same_logits(tiny_model: Pat
 
 def test_the_snapshot_tells_all(uninterrupted: Any) -> None:
     snapshot = uninterrupted.snapshot
-    assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy"}
-    assert set(snapshot.baseline) == {"evalLoss", "accuracy"}
+    assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy", "f1"}
+    assert set(snapshot.baseline) == {"evalLoss", "accuracy", "f1"}
     assert snapshot.metrics["evalLoss"] < snapshot.baseline["evalLoss"]
     assert (snapshot.progress.step, snapshot.progress.percent, snapshot.progress.stage) == (STEPS, 100, Stage.PUBLISHING)
     assert (snapshot.resolved.effective_batch_size, snapshot.resolved.precision, snapshot.resolved.world_size) == (4, "fp32", 1)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from olivine_api.status import ResolvedData
 from olivine_trainer.data.augment import AugmentedRows, Augmenter
 from olivine_trainer.data.batches import TokenisedRows, TrainingRows
 from olivine_trainer.data.clean import Removed, clean_rows
+from olivine_trainer.data.extraction import check_extraction, written_rows
 from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
@@ -52,10 +53,10 @@ class Prepared:
     """Everything that training and evaluation read."""
 
     train: TrainingRows
-    looked_at: Sequence[Example]
-    """Training rows to try things on before training: all, or the first ones of a stream."""
     validation: list[Example]
     resolved: ResolvedData
+    some: list[Example]
+    """Training rows to try things on before training; all of them, unless they are streamed."""
     longest: int
     """Tokens of the longest row, whatever it is for."""
     largest_token: int
@@ -79,15 +80,17 @@ def load_rows(
     """
     template = RowTemplate.of(data.template)
     augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
-    validation = _read(validation_files, template, "data.validation") if validation_files is not None else []
-    test = _read(test_files, template, "data.test") if test_files is not None else []
+    if data.extraction is not None:
+        check_extraction(data.extraction, template)
+    validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
+    test = read_for(data, test_files, template, "data.test") if test_files is not None else []
     measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
     if not isinstance(train_files, RowFiles):
-        stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured)
+        stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured, written=_written(data))
         split = Split(train=[], validation=validation)
         _require_labels(labels, measured)
         return LoadedRows(split, test, template, augmenter, labels, _digest(split, test, stream.digest), removed, stream)
-    train = _read(train_files, template, "data.train")
+    train = read_for(data, train_files, template, "data.train")
     if augmenter is not None:
         _require(augmenter.named_fields, train, "data.train")
     train, removed = clean_rows(train, data.clean, template, measured)
@@ -101,11 +104,14 @@ def load_rows(
     return LoadedRows(split, test, template, augmenter, labels, _digest(split, test), removed)
 
 
-def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int]) -> Prepared:
+def prepare_examples(
+    data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int], for_head: bool = False
+) -> Prepared:
     """Tokenise all sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
 
     def maker(source: str) -> MakeExample:
-        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=loaded.labels, source=source)
+        labels = loaded.labels
+        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=labels, source=source, for_head=for_head)
 
     def fitted(rows: Sequence[Row], source: str) -> Fitted:
         make = maker(source)
@@ -149,7 +155,7 @@ def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
-        looked_at=looked_at,
+        some=looked_at,
         longest=data.max_length if streamed is not None else max(example.width for example in everything),
         largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
@@ -173,7 +179,13 @@ def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExam
             )
         return fitted
 
-    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length)
+    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length, written=_written(data))
+
+
+def _written(data: Data) -> Callable[[Row], Row]:
+    """A row as the template takes it, for rows that are read one by one."""
+    extraction = data.extraction
+    return (lambda row: row) if extraction is None else (lambda row: written_rows([row], extraction, "data.train")[0])
 
 
 def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[Row]]]) -> None:
@@ -185,8 +197,11 @@ def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[R
             labels.index(row, name)  # raises
 
 
-def _read(files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
+def read_for(data: Data, files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
+    """All rows of a source, as the template takes them. Raises DataError: see rows, template, extraction."""
     rows = read_selected(files, source)
+    if data.extraction is not None:
+        rows = written_rows(rows, data.extraction, source)
     _require(template.named_fields, rows, source)
     return rows
 

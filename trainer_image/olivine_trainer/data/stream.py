@@ -67,8 +67,13 @@ def index_training_rows(
     augmenter: Augmenter | None,
     files: Sequence[RangeFile],
     measured: Sequence[tuple[str, Sequence[Row]]],
+    *,
+    written: Callable[[Row], Row],
 ) -> tuple[StreamIndex, Labels | None, Removed]:
-    """The index, the labels that were met, and what is left out; every row is checked. See `clean` for `measured`."""
+    """The index, the labels that were met, and what is left out; every row is checked. See `clean` for `measured`.
+
+    `written`: a row as the template takes it.
+    """
     named = template.named_fields | (augmenter.named_fields if augmenter is not None else {})
     if data.labels is not None:
         named |= {"data.labels.field": (data.labels.field,)}
@@ -96,7 +101,7 @@ def index_training_rows(
             met.add(as_text(row.fields[data.labels.field]))
         return True
 
-    index = index_rows(files, "data.train", keep)
+    index = index_rows(files, "data.train", keep, written=written)
     if not index.rows:
         raise DataError(
             Reason.DATA_EMPTY,
@@ -105,7 +110,9 @@ def index_training_rows(
     return index, given or find_labels(data, template, met), Removed(empty=empty, leaked=leaked)
 
 
-def index_rows(files: Sequence[RangeFile], field_name: str, keep: Callable[[Row], bool]) -> StreamIndex:
+def index_rows(
+    files: Sequence[RangeFile], field_name: str, keep: Callable[[Row], bool], *, written: Callable[[Row], Row]
+) -> StreamIndex:
     """Read all files once. `keep` looks at each row: it raises for one that is wrong, and says whether it is trained on.
 
     Raises DataError: a line that cannot be read, a file without rows.
@@ -118,7 +125,7 @@ def index_rows(files: Sequence[RangeFile], field_name: str, keep: Callable[[Row]
         for block in blocks_of(file, place):
             loaded = block.load()
             found += len(loaded)
-            kept = _kept(loaded, keep, digest.update)
+            kept = _kept(loaded, keep, written, digest.update)
             if kept:
                 indexed.append(IndexedBlock(block, np.asarray(kept, dtype=np.int32)))
         if not found:
@@ -126,10 +133,12 @@ def index_rows(files: Sequence[RangeFile], field_name: str, keep: Callable[[Row]
     return StreamIndex(tuple(indexed), digest.hexdigest())
 
 
-def _kept(loaded: LoadedBlock, keep: Callable[[Row], bool], write: Callable[[bytes], None]) -> list[int]:
+def _kept(
+    loaded: LoadedBlock, keep: Callable[[Row], bool], written: Callable[[Row], Row], write: Callable[[bytes], None]
+) -> list[int]:
     kept: list[int] = []
     for index in range(len(loaded)):
-        row = loaded.row(index)
+        row = written(loaded.row(index))
         if keep(row):
             kept.append(index)
             write(json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
@@ -157,11 +166,13 @@ class StreamedRows:
         fit: Callable[[Row, Example], Example],
         augmenter: Augmenter | None,
         max_length: int,
+        written: Callable[[Row], Row],
     ) -> None:
         """`fit` makes an example as long as it may be, or raises DataError."""
         self._index = index
         self._make = make
         self._fit = fit
+        self._written = written
         self._augmenter = augmenter
         self._max_length = max_length
         # Two of each, since a batch may straddle two pools and two epochs.
@@ -186,7 +197,7 @@ class StreamedRows:
         """Rows of the first block, to look at before training."""
         first = self._index.blocks[0]
         loaded = first.block.load()
-        return [self._as_it_is(loaded.row(int(place))) for place in first.kept[:count]]
+        return [self._as_it_is(self._written(loaded.row(int(place)))) for place in first.kept[:count]]
 
     def _example(self, seed: int, epoch: int, place: int) -> Example:
         pools = self._pools(seed, epoch)
@@ -198,7 +209,7 @@ class StreamedRows:
         while drawn >= (rows := len(self._index.blocks[members[at]].kept)):
             drawn -= rows
             at += 1
-        row = self._load(members)[at].row(int(self._index.blocks[members[at]].kept[drawn]))
+        row = self._written(self._load(members)[at].row(int(self._index.blocks[members[at]].kept[drawn])))
         if self._augmenter is None:
             return self._as_it_is(row)
         index = self._index.firsts[members[at]] + drawn

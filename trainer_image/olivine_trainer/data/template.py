@@ -97,7 +97,7 @@ class PairOfTexts:
         except (TypeError, ValueError):
             raise DataError(
                 Reason.DATA_UNREADABLE,
-                f"data.template.pair.label names the field {self.label}, which in row {row.number} of {source} is {value!r}:"
+                f"data.template.pair.label names the field {self.label}, which in {row.of(source)} is {value!r}:"
                 " it must be a number, e.g. 0 or 1",
             ) from None
 
@@ -156,7 +156,8 @@ class RowTemplate:
         """Whether nothing is there to read or to learn: all fields of a side of the template are blank, or the chat is."""
         if self.messages is not None:
             return not row.fields[self.messages]
-        sides = [part.fields for part in (self.text, self.prompt, self.completion) if part is not None]
+        parts = [self.text, self.prompt, self.completion, *((self.pair.left, self.pair.right) if self.pair is not None else ())]
+        sides = [part.fields for part in parts if part is not None]
         return any(fields and not any(as_text(row.fields[field]).strip() for field in fields) for fields in sides)
 
     def identity(self, row: Row) -> str:

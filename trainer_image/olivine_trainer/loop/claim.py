@@ -67,7 +67,7 @@ def open_run(job: Job, environ: Mapping[str, str]) -> RunRecords:
 
 def point_index(records: RunRecords, published: Published, identity: JobIdentity, *, again: bool) -> None:
     """Let equal jobs find what was published; best effort, the run is over either way. `again`: see `point_to`."""
-    artifacts = published.snapshot.artifacts
+    artifacts = published.snapshot.artifacts if not published.unmet else []
     if records.namespace is None or published.input_digest is None or not artifacts:
         return
     entry = IndexEntry(

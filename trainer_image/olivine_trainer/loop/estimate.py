@@ -12,10 +12,9 @@ import torch
 from olivine_api.status import Estimate
 from olivine_trainer.faults import is_out_of_memory
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.loop.optimizers import present_bytes, state_bytes
+from olivine_trainer.loop.optimizers import held_numbers, present_bytes, state_bytes
 from olivine_trainer.loop.state import capture_random, restore_random
 from olivine_trainer.loop.usage import PeakOf, held_memory_bytes, peak_memory_bytes
-from olivine_trainer.methods.method import trainable
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import collate
 from olivine_trainer.reporting.logs import log, warn
@@ -27,11 +26,11 @@ def estimate(engine: Engine, examples: Sequence[Example], micro: int, *, steps_l
     earlier = peak_memory_bytes()
     randomness = capture_random()
     start = time.monotonic()
-    engine.loss.train()
+    engine.prepared.train()
     try:
         with PeakOf() as peak:
             batch = collate(rows, engine.pad_id, engine.accelerator.device, packed=engine.packed)
-            engine.accelerator.backward(engine.prepared(batch) * (1 / max(batch.weight, 1)))
+            engine.add_gradients(batch, batch.weight)
             held = held_memory_bytes()
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
@@ -41,10 +40,10 @@ def estimate(engine: Engine, examples: Sequence[Example], micro: int, *, steps_l
     finally:
         engine.optimizer.zero_grad(set_to_none=True)
         restore_random(randomness)
-    parameters = trainable(engine.model)
+    parameters = engine.trained
     missing = max(0, state_bytes(engine.training.optimizer, parameters) - present_bytes(engine.optimizer, parameters))
     # While the optimizer moves the weights no activation is held, but copies are: of all of them at once on a device.
-    sizes = [parameter.numel() * parameter.element_size() for parameter in parameters.values()]
+    sizes = [held_numbers(parameter) * parameter.element_size() for parameter in parameters.values()]
     moving = sum(sizes) if torch.cuda.is_available() else max(sizes)
     memory = max(earlier, peak.bytes + missing, held + missing + moving)
     seconds = time.monotonic() - start

@@ -8,12 +8,14 @@ from typing import Any
 from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
+from olivine_trainer.evaluation.gates import unmet_gates
 from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
 from olivine_trainer.loop.tracker import Tracker
 from olivine_trainer.loop.usage import peak_memory_bytes
 from olivine_trainer.methods.method import About
+from olivine_trainer.reporting.board import finite
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import prune_checkpoints
 from olivine_trainer.storage.records import Baseline, Published, Sample, upload_artifact
@@ -30,10 +32,11 @@ def publish(
     tuned: Evaluated,
     scratch: Path,
 ) -> Published:
-    """Write the artifact and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
+    """Write the artifact and the run's end, published or, with a gate unmet, kept back. Raises SupersededError where another attempt owns the run: nothing is published then."""
     board = tracker.board
     artifact = _upload(job, claim, engine, evaluator.tokenizer.backend, scratch)
-    keep = job.spec.checkpoint.keep_after_success
+    unmet = unmet_gates(job.spec.evaluation.gates or (), finite(tuned.metrics), baseline.metrics, evaluator.keys)
+    keep = job.spec.checkpoint.keep if unmet else job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
     board.update(
         artifacts=[artifact],
@@ -49,7 +52,11 @@ def publish(
         input_digest=job.input_digest(board.snapshot.resolved),
         snapshot=board.snapshot,
         samples=_samples(evaluator, baseline, tuned),
+        unmet=unmet,
     )
+    if unmet:
+        warn("not published: gates are not met", artifact=artifact.uri, unmet=unmet)
+        return published
     claim.point_index(published, job.identity)
     log("published", artifact=artifact.uri, bytes=artifact.bytes, **published.snapshot.metrics)
     try:

@@ -31,6 +31,8 @@ class Example:
     """The prompt as text, for samples."""
     expected: str | None = None
     """The answer as text; None where there is none (text)."""
+    source: str = ""
+    """The text that entities are extracted from (data.extraction)."""
     number: int = 0
     """The row's number in its source, for sentences about it; 0 where it is of none."""
     truncated: bool = False

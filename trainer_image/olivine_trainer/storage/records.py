@@ -1,7 +1,7 @@
 """The small records of a run: its specification, the base model's measurements, each attempt's progress, and its one publication."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +65,8 @@ class Published(StatusModel):
     published_at: datetime
     snapshot: Snapshot
     samples: list[Sample] = []
+    unmet: list[str] = []
+    """Gates that the tuned model does not meet: the run ended without being published, its artifact is kept."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,14 @@ class RunRecords:
         return Published.model_validate_json(found.data) if found is not None else None
 
     def publish(
-        self, mine: Attempt, *, spec_digest: str, input_digest: str, snapshot: Snapshot, samples: list[Sample]
+        self,
+        mine: Attempt,
+        *,
+        spec_digest: str,
+        input_digest: str,
+        snapshot: Snapshot,
+        samples: list[Sample],
+        unmet: Sequence[str] = (),
     ) -> Published:
         """Create the run's end. Raises SupersededError where somebody else did, or the head has moved."""
         end = Published(
@@ -129,6 +138,7 @@ class RunRecords:
             published_at=datetime.now(UTC),
             snapshot=snapshot,
             samples=samples,
+            unmet=list(unmet),
         )
         require_head(self.run, mine)
         # The client tries again by itself where an answer is lost, and then finds what it wrote itself.
