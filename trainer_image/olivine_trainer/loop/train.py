@@ -210,7 +210,7 @@ def _estimate(run: Run, done: Progressed) -> None:
     """Tell what the steps that are left will take."""
     left = run.tracker.total_steps - done.step
     if left:
-        run.board.update(estimate=estimate(run.engine, run.data.looked_at, run.micro.rows, steps_left=left))
+        run.board.update(estimate=estimate(run.engine, run.data.some, run.micro.rows, steps_left=left))
 
 
 def _train_steps(run: Run, done: Progressed) -> Progressed:
@@ -326,9 +326,6 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
     run.board.progress(stage=Stage.EVALUATING)
     best = best_weights(run.scratch)
     older = best.exists() and done.stopping.best_step != done.step
-    if older:
-        load_weights(run.engine, best)
-        log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
     with run.engine.whole():
         if older:
             load_weights(best, run.engine)
