@@ -270,7 +270,8 @@ def test_a_baseline_that_is_no_number_does_not_poison_the_run(tmp_path: Path) ->
     run: Any = SimpleNamespace(
         claim=SimpleNamespace(records=records, attempt=take_attempt(records.run)),
         board=Board(None),
-        engine=SimpleNamespace(model=SimpleNamespace(disable_adapter=_Nothing)),
+        job=SimpleNamespace(spec=SimpleNamespace(training=SimpleNamespace(early_stopping=None))),
+        engine=SimpleNamespace(whole=_Nothing, method=SimpleNamespace(as_base=_Nothing)),
         evaluator=SimpleNamespace(everything=lambda _: measured),
         world=alone(),
     )
