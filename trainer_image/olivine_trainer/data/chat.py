@@ -170,10 +170,9 @@ class ChatRenderer:
     def _tools_of(self, row: Row) -> list[Any] | None:
         """The tools that this chat may call."""
         value = row.fields[self._tools] if self._tools is not None else None
-        if isinstance(value, str) and value.strip():
-            value = _parsed(value)
-        if value in (None, "", []):
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             return None
+        value = _parsed(value) if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
             raise self._fault(row, f"has no tools in the field {self._tools}: it must be a list of JSON schemas, or its JSON")
         return value

@@ -129,7 +129,8 @@ def _json(path: Path, field: str) -> Iterator[Row]:
 
 def _require_no_single_object(text: str, path: Path, field: str) -> None:
     """An object over several lines is neither form; its first line would be told as broken."""
-    if len(text.strip().splitlines()) < 2 or text.strip().splitlines()[0].rstrip().endswith("}"):
+    first, _, rest = text.strip().partition("\n")
+    if not rest or first.rstrip().endswith("}"):
         return
     try:
         value = json.loads(text)
