@@ -140,6 +140,15 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
         "no rows to measure on",
     ),
+    "a head without labels": ({"classification": {"head": "Sequence"}}, "classification.head Sequence needs data.labels"),
+    "text of a head": (
+        {
+            "classification": {"head": "Sequence"},
+            "data.labels": {"field": "tone"},
+            "evaluation.metrics": [{"name": "bleu"}],
+        },
+        "a classification head generates none",
+    ),
     "gate of nothing": ({"evaluation.gates": [{"metric": "accuracy"}]}, "either manual: true alone, or a metric"),
     "nothing published": ({"outputs": {"adapter": False}}, "outputs must have at least one of"),
     "search beyond its trials": (
@@ -174,7 +183,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "classification.head": {"classification": {"head": "Sequence"}},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
@@ -259,6 +267,7 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "a classification head": {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "the whole model": {"method": {"type": "Full"}},
     "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
     "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},

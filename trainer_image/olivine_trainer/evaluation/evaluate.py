@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from olivine_trainer.evaluation.generate import answer_limit, greedy_answers
+from olivine_trainer.evaluation.heads import HeadScorer
 from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY
 from olivine_trainer.evaluation.labels import LabelScorer
 from olivine_trainer.evaluation.loss import Tick, mean_loss
@@ -44,7 +45,7 @@ class Evaluator:
     samples: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
-    scorer: LabelScorer | None = None
+    scorer: LabelScorer | HeadScorer | None = None
     """Chooses answers among labels; None where they are generated."""
     world: World = field(default_factory=alone)
     """The ranks that share the work; each gets all results."""

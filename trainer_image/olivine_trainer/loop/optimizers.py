@@ -1,6 +1,6 @@
 """Optimizers by their names in transformers, their groups, and their state as tensors and numbers that outlive the process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from olivine_api.finetunejob import Optimizer, Training
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.methods.method import trainable
+from olivine_trainer.world.shards import divided_like
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -56,9 +57,15 @@ def _of_8_bits(groups: list[dict[str, Any]], training: Training) -> torch.optim.
     return make(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
 
 
-def state_tensors(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """The state's tensors as `<parameter>|<key>`: names outlive the order of parameters."""
-    tensors = {key: value.detach().cpu() for key, value in _state(optimizer, parameters).items() if isinstance(value, torch.Tensor)}
+def _to_host(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().cpu()
+
+
+def state_tensors(
+    optimizer: Any, parameters: Mapping[str, nn.Parameter], whole: Callable[[torch.Tensor], torch.Tensor] = _to_host
+) -> dict[str, torch.Tensor]:
+    """The state's tensors as `<parameter>|<key>`: names outlive the order of parameters. `whole` brings one to the CPU."""
+    tensors = {key: whole(value) for key, value in _state(optimizer, parameters).items() if isinstance(value, torch.Tensor)}
     # bitsandbytes shares its tables among parameters, which safetensors does not write.
     return {key: value.clone() if "|qmap" in key else value.contiguous() for key, value in tensors.items()}
 
@@ -84,7 +91,7 @@ def _placed(raw: Any, parameter: nn.Parameter, key: str, value: torch.Tensor) ->
         return value  # AdamW counts on the CPU, but for the fused one
     if key in ("state1", "state2") and hasattr(raw, "get_state_buffer"):
         return raw.get_state_buffer(parameter, dtype=value.dtype).copy_(value)  # paged, where bitsandbytes pages
-    return value.to(parameter.device)
+    return divided_like(value.to(parameter.device), parameter)
 
 
 def _state(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One attempt, set up: model, data, engine and evaluator, checked against one another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
+from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
@@ -15,7 +16,7 @@ from olivine_trainer.evaluation.gates import require_measured
 from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
-from olivine_trainer.loop.answers import label_scorer
+from olivine_trainer.loop.answers import has_head, label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
@@ -86,11 +87,12 @@ def set_up(
         uri,
         base_dtype(spec.method, precision.base_dtype),
         quantization=quantization(spec.method),
+        labels=sources.rows.labels.names if has_head(spec) and sources.rows.labels is not None else (),
         trust_remote_code=trusted,
     )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
-    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
+    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec))
     _check_positions(data, base.config, spec.data.max_length)
     _check_tokens(data, embeddings(base), uri)
     parameters = base.num_parameters()
@@ -100,6 +102,8 @@ def set_up(
         rows=len(data.train),
         batch=effective_batch,
     )
+    if spec.training.group_by_length:
+        data = replace(data, train=GroupedRows(data.train, total_steps=steps))
     engine = build_engine(
         spec,
         base,
@@ -111,7 +115,8 @@ def set_up(
         own_loss=own_loss,
     )
     if isinstance(engine.loss, OwnLoss):
-        check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
+        with engine.whole():
+            check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -138,7 +143,10 @@ def set_up(
         precision=resolved.precision,
         headOnLearnedPositionsOnly=engine.loss.split_head,
         ranks=world.size,
+        weightsHere=parameters if engine.shards is None else engine.shards.held,
     )
+    with engine.whole():  # whether the model reads many labels at once is tried
+        scorer = label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device)
     evaluator = Evaluator(
         loss=engine.loss,
         causal=engine.causal,
@@ -149,7 +157,7 @@ def set_up(
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
-        scorer=label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device),
+        scorer=scorer,
         world=world,
     )
     require_measured(spec.evaluation.gates or (), evaluator.keys)

@@ -18,7 +18,7 @@ from olivine_api.status import Best, CurvePoint, MetricMap
 from olivine_trainer.loop import optimizers
 from olivine_trainer.loop.engine import Engine
 from olivine_trainer.loop.stopping import Stopping
-from olivine_trainer.methods.method import trainable
+from olivine_trainer.world.shards import gathered
 
 _WEIGHTS = "adapter.safetensors"  # whatever the method: checkpoints of older releases have it
 _OPTIMIZER = "optimizer.safetensors"
@@ -113,15 +113,22 @@ def device_state(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
 
 
 def save_state(
-    folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes], *, best: Path | None = None
+    folder: Path,
+    engine: Engine,
+    progressed: Progressed,
+    randomness: Sequence[bytes],
+    optimizer: Mapping[str, torch.Tensor],
+    *,
+    best: Path | None = None,
 ) -> None:
-    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState.
+    """Write the state between two steps into an empty folder, while the engine is `whole`.
 
-    `best`: weights of an earlier step that are still the best.
+    `randomness` holds each rank's rendered RandomState, `optimizer` what `optimizer_tensors` gave; `best`: weights of an earlier
+    step that are still the best.
     """
     folder.mkdir(parents=True)
     engine.method.save_weights(folder / _WEIGHTS)
-    save_file(optimizers.state_tensors(engine.optimizer, trainable(engine.model)), folder / _OPTIMIZER)
+    save_file(dict(optimizer), folder / _OPTIMIZER)
     if best is not None:
         shutil.copyfile(best, folder / _BEST)
     for rank, rendered in enumerate(randomness):
@@ -130,7 +137,7 @@ def save_state(
     state = {
         "progressed": progressed.model_copy(update={"effective_batch": engine.effective_batch}).to_json_dict(),
         "worldSize": len(randomness),
-        "optimizer": optimizers.state_numbers(engine.optimizer, trainable(engine.model)),
+        "optimizer": optimizers.state_numbers(engine.optimizer, engine.trained),
         "schedule": engine.schedule.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
@@ -150,11 +157,12 @@ def saved_best_weights(folder: Path) -> Path | None:
 
 def load_state(folder: Path, engine: Engine) -> Progressed:
     """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
-    engine.method.load_weights(folder / _WEIGHTS)
+    with engine.whole(torch.device("cpu")):
+        load_weights(folder / _WEIGHTS, engine)
     state = json.loads((folder / _STATE).read_text())
     # Checkpoints of older releases are of AdamW, which keeps no numbers beside its tensors.
     numbers = state.get("optimizer", {})
-    optimizers.restore(engine.optimizer, trainable(engine.model), load_file(folder / _OPTIMIZER), numbers)
+    optimizers.restore(engine.optimizer, engine.trained, load_file(folder / _OPTIMIZER), numbers)
     engine.schedule.restore(state["schedule"])
     if engine.accelerator.scaler is not None and state["scaler"] is not None:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
@@ -172,3 +180,20 @@ def _progressed(state: dict[str, Any]) -> Progressed:
 
 def _random_file(rank: int) -> str:
     return f"random-{rank:05d}.safetensors"
+
+
+def load_weights(path: Path, engine: Engine) -> None:
+    """Weights of a checkpoint into the model, while the engine is `whole`; a divided one takes its parts."""
+    engine.method.load_weights(path)
+    if engine.shards is not None:
+        engine.shards.take()
+
+
+def optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors, whole, on the CPU. All ranks come; rank 0 has something from it."""
+
+    def whole(value: torch.Tensor) -> torch.Tensor:
+        found = gathered(value, engine.world)
+        return found if engine.world.leads else torch.empty(0)
+
+    return optimizers.state_tensors(engine.optimizer, engine.trained, whole)

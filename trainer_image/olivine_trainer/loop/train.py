@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from olivine_api.finetunejob import EarlyStopping
 from olivine_api.status import Best, CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
@@ -32,6 +34,8 @@ from olivine_trainer.loop.state import (
     RandomState,
     capture_random,
     load_state,
+    load_weights,
+    optimizer_tensors,
     restore_random,
     save_state,
     saved_best_weights,
@@ -48,6 +52,8 @@ from olivine_trainer.storage.layout import CHECKPOINTS
 from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
 from olivine_trainer.storage.records import Baseline, Published
 from olivine_trainer.world.world import World, alone
+
+CPU = torch.device("cpu")
 
 
 def train(
@@ -105,7 +111,8 @@ def _train_and_publish(run: Run, done: Progressed) -> Published:
     _settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
-    published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    with run.engine.whole(CPU):
+        published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
 
 
@@ -184,7 +191,7 @@ def _measure_base(run: Run) -> Baseline:
     baseline = Baseline.model_validate(known) if known is not None else None
     if baseline is None:
         run.board.progress(stage=Stage.EVALUATING_BASE)
-        with run.engine.method.as_base():
+        with run.engine.whole(), run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
         # Not by rank 0 alone: a store that is away for minutes would outlast the collective in which the others wait.
@@ -269,7 +276,8 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
     run.board.progress(stage=Stage.EVALUATING)
     stopping = run.job.spec.training.early_stopping
     everything = needs_answers(stopping)
-    metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
+    with run.engine.whole():
+        metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
@@ -288,7 +296,8 @@ def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, 
     name = metric_of(asked)
     done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
     if done.stopping.best_step == done.step:
-        run.engine.method.save_weights(best_weights(run.scratch))
+        with run.engine.whole(CPU):
+            run.engine.method.save_weights(best_weights(run.scratch))
         run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
     return done
 
@@ -309,9 +318,13 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
     best = best_weights(run.scratch)
     older = best.exists() and done.stopping.best_step != done.step
     if older:
-        run.engine.method.load_weights(best)
+        load_weights(run.engine, best)
         log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
-    tuned = run.evaluator.everything(_ticker(run))
+    with run.engine.whole():
+        if older:
+            load_weights(best, run.engine)
+            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
+        tuned = run.evaluator.everything(_ticker(run))
     if EVAL_LOSS in tuned.metrics and not older:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
         run.tracker.evaluated(done.step, tuned.metrics)
@@ -328,7 +341,9 @@ def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
     """
     start = time.monotonic()
     rendered = run.world.gather_bytes(randomness.render())
-    _tell_newest(run, lambda: _begin_upload(run, done, rendered))
+    optimizer = optimizer_tensors(run.engine)
+    with run.engine.whole(CPU):
+        _tell_newest(run, lambda: _begin_upload(run, done, rendered, optimizer))
     run.tracker.held_up(time.monotonic() - start)
 
 
@@ -349,13 +364,13 @@ def _tell_newest(run: Run, act: Callable[[], None]) -> None:
         run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
 
 
-def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes]) -> None:
+def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes], optimizer: dict[str, torch.Tensor]) -> None:
     run.uploads.wait()
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
     best = best_weights(run.scratch)
-    save_state(folder, run.engine, done, randomness, best=best if best.exists() else None)
+    save_state(folder, run.engine, done, randomness, optimizer, best=best if best.exists() else None)
     run.uploads.begin(lambda: _upload(run, done.step, folder))
 
 
