@@ -110,14 +110,18 @@ def trl_trainer(load: Workload, scratch: Path) -> Run:
 
     model, tokenizer, rows = _peft_model(load, scratch)
     run = Run("TRL SFTTrainer")
+    shared = _arguments(load, scratch)
     own: dict[str, Any] = {"gradient_checkpointing": False, "max_length": PACK_TOKENS if load.packed else None}
     if load.packed:
         own |= {"packing": True, "completion_only_loss": True}
+        # Olivine packs the rows of a step; TRL's batch size is of packs: as many as hold as many tokens.
+        tokens = sum(len(row["input_ids"]) for row in rows) / load.steps
+        shared["per_device_train_batch_size"] = max(1, round(tokens / PACK_TOKENS))
         rows = [{"input_ids": row["input_ids"], "completion_mask": [int(label >= 0) for label in row["labels"]]} for row in rows]
     else:
         own |= {"dataset_kwargs": {"skip_prepare_dataset": True}}
     trainer = _clocked(SFTTrainer, run)(
-        model=model, args=SFTConfig(**_arguments(load, scratch), **own), train_dataset=_dataset(rows), processing_class=tokenizer
+        model=model, args=SFTConfig(**shared, **own), train_dataset=_dataset(rows), processing_class=tokenizer
     )
     trainer.train()
     return run
@@ -144,9 +148,7 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     job = replace(load, packed=False).job(Path("/unused"))
     loaded = fetch_sources(job, {}, scratch, Board(None)).rows
     drawn = prepare_examples(job.spec.data, loaded, tokenizer, stop_ids=frozenset({tokenizer.eos_token_id})).train
-    # Packs take more rows: enough for the last step's, and fewer tokens than 4 no row has.
-    size = load.batch * PACK_TOKENS // 4 if load.packed else load.batch
-    examples = [example for step in range(load.steps) for example in drawn.batch(SEED, step, size)]
+    examples = [example for step in range(load.steps) for example in drawn.batch(SEED, step, load.batch)]
     rows = [
         {
             "input_ids": example.ids.tolist(),
