@@ -296,6 +296,7 @@ def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, 
     name = metric_of(asked)
     done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
     if done.stopping.best_step == done.step:
+        run.scratch.mkdir(parents=True, exist_ok=True)  # no checkpoint has been written there yet
         with run.engine.whole(CPU):
             run.engine.method.save_weights(best_weights(run.scratch))
         run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
@@ -318,9 +319,6 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
     best = best_weights(run.scratch)
     older = best.exists() and done.stopping.best_step != done.step
     with run.engine.whole():
-        if older:
-            load_weights(best, run.engine)
-            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
         if older:
             load_weights(best, run.engine)
             log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
