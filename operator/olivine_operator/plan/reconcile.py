@@ -78,7 +78,8 @@ def _wait_for_deletion(draft: Draft, child: ChildView) -> None:
 def _without_child(draft: Draft) -> None:
     """Accept the spec, and make the child unless the job is suspended or something is in the way."""
     job = draft.observed.job
-    spec = validate(job.spec, draft.settings.policy)
+    # A child that has to be made anew was allowed once: another policy since then ends no job.
+    spec = validate(job.spec, draft.settings.policy if draft.status.child is None else None)
     if isinstance(spec, Refusal):
         draft.set(ConditionType.VALIDATED, "False", spec.reason, spec.message)
         endings.fail_by_user(draft, spec.reason, spec.message)

@@ -11,6 +11,7 @@ from olivine_api.status import CheckpointStatus, FineTuneJobStatus, Phase, Stage
 from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, Observed, Obstacle
 from olivine_operator.plan.outcome import CreateChild, DeleteChild, ExplainNoPod, KeepConfigMap, Plan, SuspendChild, WriteConfig
 from olivine_operator.plan.reconcile import plan
+from olivine_operator.plan.settings import Policy
 from tests.unit.operator.builders import (
     SETTINGS,
     T0,
@@ -213,6 +214,15 @@ class TestSuspension:
         # Resumed, but the Job controller has not seen it yet: no pod is missed.
         resumed = look(made.status, now=after(99), kind=child("Suspended"))
         assert (resumed.status, resumed.events) == (None, ())
+
+
+def test_a_policy_that_became_stricter_ends_no_job_whose_child_has_to_be_made_anew() -> None:
+    """docs/operations.md: what already runs is not judged again."""
+    strict = SETTINGS.model_copy(update={"policy": Policy(storage_prefixes=[])})
+    assert look(settings=strict).actions == ()
+    again = look(running(), now=after(9), settings=strict)
+    assert [type(action) for action in again.actions] == [CreateChild]
+    assert condition(again.status, "Running").reason == Reason.CHILD_LOST
 
 
 class TestCancel:

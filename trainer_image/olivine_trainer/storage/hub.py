@@ -179,7 +179,10 @@ class HubRepository:
                 raise OSError(f"{path} is not what the hub says it is (sha256 differs)")
 
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._tried(download)
+        try:
+            self._tried(download)
+        except EntryMissingError:  # listed, and not given out
+            return False
         return True
 
     def _forget(self, found: Path) -> None:
