@@ -8,7 +8,7 @@ export PYTHONUTF8 := 1
 export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY),localhost,127.0.0.1),10.88.0.0/14
 export no_proxy := $(NO_PROXY)
 
-.PHONY: help env lock generate fmt verify test test-full demo cluster cluster-down clean
+.PHONY: help env lock generate fmt verify test test-full bench-trainer demo cluster cluster-down clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: env ## Run the tests: unit, API server, pods on the embedded cluster
 test-full: env ## Run the long tests too: matrices, soaks, every command of the docs
 	$(PY) -m devcluster build --addons jobset,kueue
 	tools/with_cluster.sh $(PY) -m pytest
+
+bench-trainer: env ## Compare the trainer with transformers' Trainer and TRL's SFTTrainer; writes docs/benchmarks/trainer.md
+	$(PY) -m tests.bench.trainer $(BENCH)
 
 demo: cluster ## Fine-tune a small model on the embedded cluster and show base and tuned side by side
 	$(PY) tools/demo.py

@@ -37,6 +37,11 @@ fi
 [ -x .venv/bin/python ] || "$UV" venv -q --python /usr/bin/python3 .venv
 echo "installing the locked environment into .venv (about 2 minutes the first time)"
 # Bytecode now, once: pods mount the environment read-only and would compile torch anew each.
-"$UV" pip sync -q --python .venv/bin/python --compile-bytecode --require-hashes --no-build requirements.lock
+# Two packages exist as sources only: built last, by the locked setuptools and setuptools-scm that are installed by then.
+SOURCES='^(rouge-score|seqeval)=='
+"$UV" pip sync -q --python .venv/bin/python --compile-bytecode --require-hashes --no-build \
+  <(awk -v sources="$SOURCES" '/^[a-z]/ { built = $0 ~ sources } !built' requirements.lock)
+"$UV" pip install -q --python .venv/bin/python --compile-bytecode --require-hashes --no-deps --no-build-isolation \
+  -r <(awk -v sources="$SOURCES" '/^[a-z]/ { built = $0 ~ sources } built' requirements.lock)
 "$UV" pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
 touch .venv/.complete

@@ -86,11 +86,13 @@ class Labels(ApiModel):
 
 
 class Extraction(ApiModel):
-    """Where the spans of an extraction stand in a row."""
+    """Where the spans of an extraction stand in a row. data.template.prompt names textField, data.template.completion spansField alone, which is replaced by the spans as text."""
 
     format: Literal["Spans", "BIO"]
+    """Spans: rows have a list of {label, start, end} (or text), or an object from label to text or {text, span}; the answer has a line `label: text` for each, or `none`. BIO: rows have tokens and as many tags, the answer has the tags."""
     text_field: FieldName
     spans_field: FieldName
+    """A row without it has no spans."""
 
 
 class Clean(ApiModel):
@@ -100,13 +102,54 @@ class Clean(ApiModel):
     drop_empty: bool = True
 
 
-class Augmentation(ApiModel):
-    """One augmentation of training rows; seeded."""
+class AugmentationName(StrEnum):
+    """What may become of a training row's input."""
 
-    name: FieldName
+    WORD_DROPOUT = "word_dropout"
+    CASE_NOISE = "case_noise"
+    TEMPLATE_PARAPHRASE = "template_paraphrase"
+
+
+class CaseStyle(StrEnum):
+    """How case_noise writes a text."""
+
+    LOWER = "lower"
+    UPPER = "upper"
+    TITLE = "title"
+    SWAP = "swap"
+
+
+def _augmentation_parameters_fit(one: "Augmentation") -> bool:
+    known = {AugmentationName.WORD_DROPOUT: {"share"}, AugmentationName.CASE_NOISE: {"share", "style"}}.get(one.name, set())
+    given = one.parameters or {}
+    share, style = given.get("share", 0.1), given.get("style", "lower")
+    return set(given) <= known and type(share) is float and 0 < share < 1 and style in tuple(CaseStyle)
+
+
+class Augmentation(ApiModel):
+    """One augmentation of training rows: of what they ask, never of the answer. Seeded, and another draw in every epoch."""
+
+    rules = (
+        Rule(
+            cel="has(self.templates) == (self.name == 'template_paraphrase')",
+            holds=lambda a: (a.templates is not None) == (a.name is AugmentationName.TEMPLATE_PARAPHRASE),
+            message="data.augmentation: template_paraphrase needs templates, a list of prompts; the others have none",
+        ),
+        Rule(
+            holds=_augmentation_parameters_fit,
+            message="data.augmentation: parameters do not suit the name: word_dropout takes share (of words, above 0 and below 1), case_noise"
+            " takes style (lower, upper, title or swap) and share (of letters to swap), template_paraphrase takes none",
+        ),
+    )
+
+    name: AugmentationName
+    """word_dropout leaves words out; case_noise writes letters in another case; template_paraphrase takes another prompt."""
     probability: Probability
     """The share of rows that it changes."""
+    templates: Annotated[list[TemplateText], Field(min_length=1, max_length=32)] | None = None
+    """Prompts like data.template.prompt, one of which is drawn in its place."""
     parameters: Parameters | None = None
+    """word_dropout: share (default 0.1). case_noise: style (default: one is drawn) and share (default 0.1)."""
 
 
 class Data(ApiModel):
@@ -132,6 +175,39 @@ class Data(ApiModel):
             message="data.streaming excludes validationFraction, stratifyBy and clean.deduplicate, which need all rows at once",
         ),
         Rule(
+            cel="!self.streaming || self.onOverflow != 'Drop'",
+            holds=lambda d: not d.streaming or d.on_overflow is not OnOverflow.DROP,
+            message="data.onOverflow Drop needs all rows at once, which data.streaming excludes: write Fail or Truncate",
+        ),
+        Rule(
+            cel="!self.streaming || !has(self.train.split) || !self.train.split.contains('[')",
+            holds=lambda d: not d.streaming or "[" not in (d.train.split or ""),
+            message="data.train.split with data.streaming must name whole splits: leave the slice out, or data.streaming",
+        ),
+        Rule(
+            cel="!(self.packing && has(self.template.pair))",
+            holds=lambda d: not (d.packing and d.template.pair is not None),
+            message="data.packing is not for data.template.pair, whose rows are compared whole: leave data.packing out",
+        ),
+        Rule(
+            cel="!has(self.augmentation) || size(self.augmentation) == 0 || has(self.template.prompt) || has(self.template.messages)",
+            holds=lambda d: not d.augmentation or d.template.prompt is not None or d.template.messages is not None,
+            message="data.augmentation needs data.template.prompt with completion, or messages: it changes the input, and a text is all answer",
+        ),
+        Rule(
+            cel="!has(self.augmentation) || has(self.template.prompt) || !self.augmentation.exists(a, a.name == 'template_paraphrase')",
+            holds=lambda d: (
+                d.template.prompt is not None
+                or all(a.name is not AugmentationName.TEMPLATE_PARAPHRASE for a in d.augmentation or ())
+            ),
+            message="data.augmentation template_paraphrase needs data.template.prompt: it puts another prompt in its place",
+        ),
+        Rule(
+            cel="!has(self.extraction) || !has(self.augmentation) || size(self.augmentation) == 0",
+            holds=lambda d: d.extraction is None or not d.augmentation,
+            message="data.augmentation is not for data.extraction: its spans are places in the text, which must stay where they are",
+        ),
+        Rule(
             cel="!has(self.template.text) || self.lossOn == 'All'",
             holds=lambda d: d.template.text is None or d.loss_on is LossOn.ALL,
             message="data.lossOn must be All with data.template.text, which has no completion; or write prompt with completion",
@@ -147,7 +223,7 @@ class Data(ApiModel):
     test: DataSource | None = None
     """Rows that are measured once, at the end."""
     streaming: bool = False
-    """Read the rows while training; for data that one pod cannot hold."""
+    """Read the training rows while training, from JSON lines or Parquet; for data that one pod cannot hold."""
     template: Template
     labels: Labels | None = None
     """For task Classification."""
@@ -159,6 +235,6 @@ class Data(ApiModel):
     on_overflow: OnOverflow = OnOverflow.FAIL
     """Truncate cuts a prompt at its start and never the completion; status.resolved.data counts what happened."""
     packing: bool = False
-    """Several rows in one sequence, isolated from one another."""
+    """Lay the rows of a micro-batch into common sequences, isolated from one another: the same training without padding."""
     clean: Clean | None = None
     augmentation: Annotated[list[Augmentation], Field(max_length=16)] | None = None

@@ -17,10 +17,17 @@ class MetricName(StrEnum):
 
     ACCURACY = "accuracy"
     PERPLEXITY = "perplexity"
+    EXACT_MATCH = "exact_match"
+    F1 = "f1"
+    MACRO_F1 = "macro_f1"
+    MICRO_F1 = "micro_f1"
+    BLEU = "bleu"
+    ROUGE = "rouge"
+    SEQEVAL = "seqeval"
 
 
 class Metric(Plugin):
-    """One metric: accuracy is the share of answers that equal the completion exactly; perplexity is exp(eval_loss)."""
+    """One metric: accuracy and exact_match are the share of answers that equal the completion; f1 (macro_f1) and micro_f1 take completions as labels; bleu (0 to 100) is sacrebleu's, rouge gives rouge1, rouge2 and rougeL; seqeval (task Extraction) gives entityF1, entityPrecision, entityRecall and malformedAnswers, the number of answers that could not be read whole; perplexity is exp(eval_loss)."""
 
 
 class Benchmark(ApiModel):
@@ -49,9 +56,11 @@ class Gate(ApiModel):
     )
 
     metric: MetricText | None = None
+    """One that is measured: eval_loss, accuracy, …, by its name in evaluation.metrics or in status; test_accuracy for data.test."""
     min: float | None = None
     max: float | None = None
     improves_on_base: bool | None = None
+    """Strictly better than the base model: lower for losses, perplexity and malformedAnswers, higher for the rest."""
     manual: bool | None = None
     """A person approves."""
 
@@ -62,7 +71,7 @@ class Evaluation(ApiModel):
     every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Evaluate the validation loss every so many steps. Default: at the end only."""
     metrics: Annotated[list[Metric], Field(max_length=16)] | None = None
-    """Default by task: accuracy for Classification, perplexity otherwise. eval_loss is always measured."""
+    """Default by task: accuracy and f1 for Classification, rouge for Summarization, seqeval for Extraction, perplexity otherwise. eval_loss is always measured; names are camelCase in status."""
     benchmarks: Annotated[list[Benchmark], Field(max_length=16)] | None = None
     gates: Annotated[list[Gate], Field(max_length=16)] | None = None
     samples: Annotated[int, Field(ge=0, le=64)] = 8

@@ -9,10 +9,11 @@ from olivine_api.base import ApiModel, Rule
 from olivine_api.data import Data, LossOn, OnOverflow, Template
 from olivine_api.evaluation import Evaluation, MetricName
 from olivine_api.methods import Lora, Method, MethodType
+from olivine_api.parameters import Plugin
 from olivine_api.pods import EnvVar, Pods
 from olivine_api.search import Search
 from olivine_api.sources import DataSource, LocalObjectReference, ModelSource, Source, Storage, Uri
-from olivine_api.training import Precision, Scheduler, Training
+from olivine_api.training import EarlyStopping, Optimizer, Precision, Scheduler, Training
 from olivine_api.unserved import UNSERVED_FINETUNEJOB
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SUSPENDED_MUTABLE_PODS",
     "Data",
     "DataSource",
+    "EarlyStopping",
     "EnvVar",
     "Evaluation",
     "FineTuneJobSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "MetricName",
     "ModelSource",
     "OnOverflow",
+    "Optimizer",
     "Pods",
     "Precision",
     "Retries",
@@ -42,6 +45,7 @@ __all__ = [
     "Task",
     "Template",
     "Training",
+    "own_classes",
     "parse_spec",
 ]
 
@@ -63,7 +67,7 @@ class Classification(ApiModel):
     """How a class is told."""
 
     head: Literal["Generative", "Sequence"] = "Generative"
-    """Generative: the label as text; Sequence: a classification head."""
+    """Generative: the label as text; Sequence: a head over the last token, with an output for each of data.labels."""
 
 
 class Checkpoint(ApiModel):
@@ -124,6 +128,15 @@ class Retries(ApiModel):
     window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] = 3600
 
 
+_BUILT_IN = "[" + ", ".join(f"'{name}'" for name in MetricName) + "]"
+_HAS_HEAD = "has(self.classification) && self.classification.head == 'Sequence'"
+_OWN_LOSS = "(has(self.training.loss) && has(self.training.loss.configMap))"
+
+
+def _own_loss(spec: "FineTuneJobSpec") -> bool:
+    return spec.training.loss is not None and spec.training.loss.config_map is not None
+
+
 _HAS_VALIDATION = "has(self.data.validation) || has(self.data.validationFraction)"
 
 
@@ -147,6 +160,29 @@ class FineTuneJobSpec(ApiModel):
             field_path=".classification",
         ),
         Rule(
+            cel=f"!({_HAS_HEAD}) || has(self.data.labels) && self.data.lossOn == 'Completion'",
+            holds=lambda s: (
+                s.classification is None
+                or s.classification.head != "Sequence"
+                or (s.data.labels is not None and s.data.loss_on is LossOn.COMPLETION)
+            ),
+            message="classification.head Sequence needs data.labels with the field of the label, and data.lossOn Completion:"
+            " the head has an output for each label, and learns the label alone",
+            field_path=".data",
+        ),
+        Rule(
+            cel=f"!({_HAS_HEAD}) || !has(self.evaluation.metrics)"
+            " || self.evaluation.metrics.all(m, !(m.name in ['exact_match', 'bleu', 'rouge']))",
+            holds=lambda s: (
+                s.classification is None
+                or s.classification.head != "Sequence"
+                or all(m.name not in ("exact_match", "bleu", "rouge") for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics exact_match, bleu and rouge judge generated text, and a classification head generates none:"
+            " write accuracy, f1, macro_f1 or micro_f1",
+            field_path=".evaluation.metrics",
+        ),
+        Rule(
             cel="!has(self.data.labels) || self.task == 'Classification'",
             holds=lambda s: s.data.labels is None or s.task is Task.CLASSIFICATION,
             message="data.labels is for task Classification: leave it out, or change the task",
@@ -159,9 +195,56 @@ class FineTuneJobSpec(ApiModel):
             field_path=".data",
         ),
         Rule(
-            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || !self.evaluation.metrics.exists(m, m.name == 'accuracy')",
-            holds=lambda s: s.data.template.prompt is not None or all(m.name != "accuracy" for m in s.evaluation.metrics or ()),
-            message="metric accuracy needs data.template.prompt and data.template.completion: it compares answers with completions",
+            cel="!has(self.evaluation.metrics) || has(self.data.template.prompt) || has(self.data.template.messages)"
+            " || self.evaluation.metrics.all(m, m.name == 'perplexity')",
+            holds=lambda s: (
+                s.data.template.prompt is not None
+                or s.data.template.messages is not None
+                or all(m.name == "perplexity" for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics other than perplexity need data.template.prompt with completion, or messages: they compare answers",
+        ),
+        Rule(
+            cel="self.task != 'Extraction' || has(self.data.template.prompt)",
+            holds=lambda s: s.task is not Task.EXTRACTION or s.data.template.prompt is not None,
+            message="task Extraction needs data.template.prompt with completion: the completion is the spans field",
+        ),
+        Rule(
+            cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m,"
+            " self.task == 'Extraction' ? !(m.name in ['f1', 'macro_f1', 'micro_f1']) : m.name != 'seqeval')",
+            holds=lambda s: all(
+                m.name not in ("f1", "macro_f1", "micro_f1") if s.task is Task.EXTRACTION else m.name != "seqeval"
+                for m in s.evaluation.metrics or ()
+            ),
+            message="evaluation.metrics f1, macro_f1 and micro_f1 are over whole answers, seqeval is over entities:"
+            " write seqeval for task Extraction, and only there",
+        ),
+        Rule(
+            cel="self.task != 'Summarization' || has(self.data.template.prompt) || has(self.data.template.messages)",
+            holds=lambda s: (
+                s.task is not Task.SUMMARIZATION or s.data.template.prompt is not None or s.data.template.messages is not None
+            ),
+            message="task Summarization needs data.template.prompt with completion (the summary), or messages",
+        ),
+        Rule(
+            cel=f"!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, has(m.configMap) || m.name in {_BUILT_IN})",
+            holds=lambda s: all(m.config_map is not None or m.name in tuple(MetricName) for m in s.evaluation.metrics or ()),
+            message=f"evaluation.metrics knows {', '.join(MetricName)}: write one of them, or a class of your own with configMap, key and class",
+        ),
+        Rule(
+            cel=f"!has(self.data.template.pair) || {_OWN_LOSS}",
+            holds=lambda s: s.data.template.pair is None or _own_loss(s),
+            message="data.template.pair needs a loss over pairs: give a class of your own in training.loss by configMap, key and class",
+        ),
+        Rule(
+            cel=f"!{_OWN_LOSS} || !has(self.evaluation.metrics) || !self.evaluation.metrics.exists(m, m.name == 'perplexity')",
+            holds=lambda s: not _own_loss(s) or all(m.name != "perplexity" for m in s.evaluation.metrics or ()),
+            message="metric perplexity needs a built-in loss: eval_loss is that of your own class, no likelihood; leave the metric out",
+        ),
+        Rule(
+            cel=f"!{_OWN_LOSS} || !self.data.packing",
+            holds=lambda s: not _own_loss(s) or not s.data.packing,
+            message="data.packing needs a built-in loss: a class of your own sees one row at a time; write packing: false",
         ),
         Rule(
             cel=f"!has(self.evaluation.everySteps) || {_HAS_VALIDATION}",
@@ -177,6 +260,12 @@ class FineTuneJobSpec(ApiModel):
             cel="!has(self.training.earlyStopping) || has(self.evaluation.everySteps)",
             holds=lambda s: s.training.early_stopping is None or s.evaluation.every_steps is not None,
             message="training.earlyStopping needs evaluation.everySteps: it follows the evaluations",
+        ),
+        Rule(
+            cel="!(self.data.packing && has(self.training.loss) && has(self.training.loss.configMap))",
+            holds=lambda s: not (s.data.packing and s.training.loss is not None and s.training.loss.config_map is not None),
+            message="data.packing is not for a loss of your own, which sees whole rows: leave data.packing out, or write a built-in loss",
+            field_path=".data.packing",
         ),
         *UNSERVED_FINETUNEJOB,
         Rule(cel="!oldSelf.cancel || self.cancel", message="cancel is final: use a new name, or kubectl replace --force"),
@@ -223,6 +312,13 @@ MUTABLE_FIELDS = (
 )
 # And of pods, while the job is suspended.
 SUSPENDED_MUTABLE_PODS = ("count", "resources")
+
+
+def own_classes(spec: FineTuneJobSpec) -> list[tuple[str, Plugin]]:
+    """The classes of one's own that a specification names, each with its field."""
+    named: list[tuple[str, Plugin | None]] = [("training.loss", spec.training.loss)]
+    named += [(f"evaluation.metrics[{index}]", metric) for index, metric in enumerate(spec.evaluation.metrics or ())]
+    return [(field, plugin) for field, plugin in named if plugin is not None and plugin.config_map is not None]
 
 
 def parse_spec(raw: dict[str, Any]) -> FineTuneJobSpec:

@@ -36,6 +36,9 @@ SCRATCH_DIR: Final = "/scratch"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_LIMIT: Final = 4096  # bytes; kubelet truncates the rest
 
+# The Python files that the specification names, as <folder>/<ConfigMap>/<key>.
+PLUGINS_DIR: Final = "/etc/olivine/plugins"
+
 # Volumes of the user's: claims that pvc:// URIs name, each in a folder of its name, and the shared model cache.
 CLAIMS_DIR: Final = "/mnt/claims"
 MODEL_CACHE_DIR: Final = "/mnt/model-cache"
@@ -55,6 +58,7 @@ ENV_SECRET_PREFIXES: Final = {
     "model": "OLIVINE_MODEL_",
     "train": "OLIVINE_TRAIN_",
     "validation": "OLIVINE_VALIDATION_",
+    "test": "OLIVINE_TEST_",
 }
 
 # Status endpoint: POST {ENV_STATUS_URL}{STATUS_PATH} with a Snapshot.

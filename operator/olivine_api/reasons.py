@@ -43,6 +43,7 @@ class Reason(StrEnum):
     STORAGE_ACCESS_DENIED = "StorageAccessDenied"
     STORAGE_UNSUPPORTED = "StorageUnsupported"
     NON_FINITE_LOSS = "NonFiniteLoss"
+    GATE_UNMET = "GateUnmet"
     SECRET_NOT_FOUND = "SecretNotFound"
     SOURCE_CHANGED = "SourceChanged"
     LICENSE_NOT_ALLOWED = "LicenseNotAllowed"
@@ -52,6 +53,8 @@ class Reason(StrEnum):
     QUEUE_DEADLINE_EXCEEDED = "QueueDeadlineExceeded"
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"
+    PLUGIN_FAILED = "PluginFailed"
+    LOSS_NOT_CONFORMING = "LossNotConforming"
 
     # the platform's to mend
     STORAGE_UNAVAILABLE = "StorageUnavailable"

@@ -130,6 +130,13 @@ class ResolvedData(StatusModel):
     """Tokens of the training rows."""
     learned_tokens: int | None = None
     """Tokens of the training rows that count in the loss."""
+    test_rows: int = 0
+    duplicates: int = 0
+    """Training rows that data.clean.deduplicate removed."""
+    empty: int = 0
+    """Training rows that data.clean.dropEmpty removed."""
+    leaked: int = 0
+    """Training rows that were removed because data.validation or data.test has them too."""
 
 
 class Resolved(StatusModel):
@@ -154,10 +161,14 @@ class CheckpointStatus(StatusModel):
     saved_at: datetime
 
 
+ArtifactKind = Literal["Adapter", "Model"]
+
+
 class Artifact(StatusModel):
     """Something published."""
 
-    kind: Literal["Adapter"]
+    kind: ArtifactKind
+    """Adapter: on top of a base model. Model: a whole one, in Hugging Face layout with its tokenizer."""
     uri: StorageUri
     digest: Digest
     """sha256 over the sorted (path, sha256) of its files."""
@@ -180,6 +191,26 @@ class Diagnosis(StatusModel):
     code: ReasonText
     message: Sentence
     advice: Sentence = ""
+
+
+class Estimate(StatusModel):
+    """Before the first step, from one probe step."""
+
+    memory_bytes: int
+    """At the peak of the leading process: of its device where there is one, else of its whole memory."""
+    seconds: int | None = None
+    """Of the steps that are left."""
+
+
+class Utilization(StatusModel):
+    """Shares of the time since the last log line, of the leading process."""
+
+    cpu: float | None = None
+    """Of its threads."""
+    gpu: float | None = None
+    """Of its device, at the last log line."""
+    input: float | None = None
+    """Of the steps' time that went into preparing rows."""
 
 
 class Child(StatusModel):
@@ -206,7 +237,9 @@ class Snapshot(StatusModel):
     lost_steps: int = 0
     """Steps that had to be trained again after failures, all attempts together."""
     resumed_from_step: int | None = None
+    estimate: Estimate | None = None
     peak_memory_bytes: int | None = None
+    utilization: Utilization | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None
     """<storage.uri>/<namespace>/<name>/<uid>"""
@@ -289,7 +322,9 @@ class FineTuneJobStatus(StatusModel):
     metered_time: datetime | None = None
     """Until when these three are counted."""
     diagnosis: Annotated[list[Diagnosis], Field(max_length=6)] = []
+    estimate: Estimate | None = None
     peak_memory_bytes: int | None = None
+    utilization: Utilization | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None
 

@@ -1,7 +1,8 @@
 """The optimisation."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -35,6 +36,32 @@ class Optimizer(StrEnum):
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
     ADAFACTOR = "adafactor"
     SGD = "sgd"
+
+
+class BuiltInLoss(StrEnum):
+    """Losses of the learned tokens that need no class of one's own."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    LABEL_SMOOTHING = "label_smoothing"
+    FOCAL = "focal"
+
+
+# What each takes: a number's bounds, the lower one included.
+LOSS_PARAMETERS: Final[Mapping[BuiltInLoss, Mapping[str, tuple[float, float]]]] = {
+    BuiltInLoss.CROSS_ENTROPY: {},
+    BuiltInLoss.LABEL_SMOOTHING: {"smoothing": (0.0, 1.0)},
+    BuiltInLoss.FOCAL: {"gamma": (0.0, 100.0)},
+}
+
+
+def _loss_parameters_fit(loss: Plugin | None) -> bool:
+    if loss is None or loss.config_map is not None or loss.name not in tuple(BuiltInLoss):
+        return True
+    known = LOSS_PARAMETERS[BuiltInLoss(loss.name)]
+    return all(
+        name in known and type(value) is float and known[name][0] <= value < known[name][1]
+        for name, value in (loss.parameters or {}).items()
+    )
 
 
 class Precision(StrEnum):
@@ -77,6 +104,18 @@ class Training(ApiModel):
             holds=lambda t: t.max_steps is None or t.warmup_steps <= t.max_steps,
             message="training.warmupSteps must not exceed training.maxSteps",
         ),
+        Rule(
+            cel="!has(self.loss) || has(self.loss.configMap) || self.loss.name in ['cross_entropy', 'label_smoothing', 'focal']",
+            holds=lambda t: t.loss is None or t.loss.config_map is not None or t.loss.name in tuple(BuiltInLoss),
+            message="training.loss.name is no built-in loss: write cross_entropy, label_smoothing or focal, or give a class of your own"
+            " by configMap, key and class",
+            field_path=".loss.name",
+        ),
+        Rule(
+            holds=lambda t: _loss_parameters_fit(t.loss),
+            message="training.loss.parameters does not suit the loss: label_smoothing takes smoothing (from 0 to below 1), focal takes"
+            " gamma (from 0 to below 100), cross_entropy takes none",
+        ),
     )
 
     max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
@@ -94,6 +133,8 @@ class Training(ApiModel):
     """Rows per process and micro-step; effective: batchSize x gradientAccumulationSteps x processes."""
     eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    group_by_length: bool | None = None
+    """Steps of rows of similar length: less padding, losses that vary more from step to step (docs/decisions/0081)."""
     optimizer: Optimizer = Optimizer.ADAMW_TORCH
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -105,5 +146,5 @@ class Training(ApiModel):
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 0
     early_stopping: EarlyStopping | None = None
     loss: Plugin | None = None
-    """cross_entropy (the default), or a class of one's own."""
+    """cross_entropy (the default), label_smoothing, focal, or a class of one's own."""
     sharing: Sharing | None = None

@@ -49,39 +49,13 @@ def _other(path: str, served: Sequence[str], instead: str) -> Rule:
 
 
 UNSERVED_FINETUNEJOB = (
-    _other(
-        "task",
-        ("Instruction", "Classification", "Generation"),
-        "write Instruction, Classification or Generation; an extraction or a summary is a Generation with prompt and completion",
-    ),
     _present("data.test", "measure on data.validation"),
-    _true("data.streaming"),
-    _present("data.template.pair", "write text, prompt with completion, or messages"),
-    _present("data.labels", "the completions are the labels"),
-    _present("data.extraction"),
-    _true("data.packing"),
-    _present("data.clean", "clean the rows before; leave it out"),
-    _filled("data.augmentation"),
-    _other("classification.head", ("Generative",), "write Generative"),
-    _other("method.type", ("LoRA",), "write LoRA"),
-    _filled("method.lora.modulesToSave"),
-    _other("training.optimizer", ("adamw_torch",), "write adamw_torch"),
     _positive("training.dataLoaderWorkers"),
-    _present("training.earlyStopping"),
-    _other("training.loss.name", ("cross_entropy",), "write cross_entropy"),
-    _present("training.loss.configMap"),
-    Rule(
-        holds=lambda spec: spec.training.loss is None or not spec.training.loss.parameters,
-        message="training.loss.parameters is not served by this release: leave it out",
-    ),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
-        cel="!has(self.evaluation.metrics)"
-        " || self.evaluation.metrics.all(m, m.name in ['accuracy', 'perplexity'] && !has(m.configMap))",
-        holds=lambda spec: all(
-            metric.name in ("accuracy", "perplexity") and metric.config_map is None for metric in spec.evaluation.metrics or ()
-        ),
-        message="evaluation.metrics other than accuracy and perplexity are not served by this release: write one of them",
+        cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, !has(m.configMap))",
+        holds=lambda spec: all(metric.config_map is None for metric in spec.evaluation.metrics or ()),
+        message="evaluation.metrics[].configMap is not served by this release: write a built-in metric",
         field_path=".evaluation.metrics",
     ),
     Rule(
@@ -89,7 +63,12 @@ UNSERVED_FINETUNEJOB = (
         message="evaluation.metrics[].parameters is not served by this release: leave it out",
     ),
     _filled("evaluation.benchmarks"),
-    _filled("evaluation.gates"),
+    Rule(
+        cel="!has(self.evaluation.gates) || self.evaluation.gates.all(g, !has(g.manual) || !g.manual)",
+        holds=lambda spec: all(not gate.manual for gate in spec.evaluation.gates or ()),
+        message="evaluation.gates[].manual is not served by this release: write a metric with min, max or improvesOnBase",
+        field_path=".evaluation.gates",
+    ),
     _present("tracking.mlflow"),
     _present("search", "write one FineTuneJob for each value"),
     _true("outputs.merged"),

@@ -25,6 +25,18 @@ WRONG: dict[str, tuple[Json, str]] = {
     "unknown field": ({"trainig": {}}, "trainig"),
     "no task": ({"task": None}, "task"),
     "unknown task": ({"task": "Poetry"}, "Poetry"),
+    "no such loss": ({"training.loss": {"name": "huber"}}, "write cross_entropy, label_smoothing or focal"),
+    "pairs without a loss for them": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}},
+        "data.template.pair needs a loss over pairs",
+    ),
+    "perplexity of one's own loss": (
+        {
+            "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own"},
+            "evaluation.metrics": [{"name": "perplexity"}],
+        },
+        "metric perplexity needs a built-in loss",
+    ),
     # where things are
     "foreign scheme": ({"model.uri": "ftp://host/model"}, "other schemes are not served"),
     "path that goes up": ({"data.train.uri": "s3://data/../other/rows.jsonl"}, r"without empty, \. or \.\. parts"),
@@ -47,6 +59,32 @@ WRONG: dict[str, tuple[Json, str]] = {
     "stratified without fraction": ({"data.validationFraction": None, "data.stratifyBy": "tone"}, "needs data.validationFraction"),
     "whole fraction": ({"data.validationFraction": 1.0}, "validationFraction"),
     "streaming and a fraction": ({"data.streaming": True}, "data.streaming excludes"),
+    "unknown augmentation": ({"data.augmentation": [{"name": "typos", "probability": 0.1}]}, "augmentation"),
+    "paraphrase of nothing": (
+        {"data.augmentation": [{"name": "template_paraphrase", "probability": 0.1}]},
+        "template_paraphrase needs templates",
+    ),
+    "augmented text": (
+        {
+            "task": "Generation",
+            "data.template": {"text": "{a}"},
+            "data.lossOn": "All",
+            "data.augmentation": [{"name": "word_dropout", "probability": 0.1}],
+        },
+        "data.augmentation needs data.template.prompt",
+    ),
+    "streamed slice": (
+        {"data.validationFraction": None, "data.streaming": True, "data.train.split": "train[:9]"},
+        "must name whole splits",
+    ),
+    "streamed and dropped": (
+        {"data.validationFraction": None, "data.streaming": True, "data.onOverflow": "Drop"},
+        "write Fail or Truncate",
+    ),
+    "packed pairs": (
+        {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
+        "data.packing is not for data.template.pair",
+    ),
     "text with lossOn Completion": ({"task": "Generation", "data.template": {"text": "{a}"}}, "lossOn must be All"),
     # task and method
     "classification of texts": ({"data.template": {"text": "{a}"}, "data.lossOn": "All"}, "Classification needs"),
@@ -80,12 +118,35 @@ WRONG: dict[str, tuple[Json, str]] = {
             "data.lossOn": "All",
             "evaluation.metrics": [{"name": "accuracy"}],
         },
-        "metric accuracy needs",
+        "evaluation.metrics other than perplexity need data.template.prompt",
+    ),
+    "metric that nobody knows": ({"evaluation.metrics": [{"name": "sacrebleu"}]}, "evaluation.metrics knows accuracy, perplexity"),
+    "entities of a classification": ({"evaluation.metrics": [{"name": "seqeval"}]}, "write seqeval for task Extraction"),
+    "extraction of chats": (
+        {
+            "task": "Extraction",
+            "data.template": {"messages": "chat"},
+            "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+        },
+        "task Extraction needs",
+    ),
+    "summaries of texts": (
+        {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
+        "task Summarization needs",
     ),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
     "metrics without rows": (
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
         "no rows to measure on",
+    ),
+    "a head without labels": ({"classification": {"head": "Sequence"}}, "classification.head Sequence needs data.labels"),
+    "text of a head": (
+        {
+            "classification": {"head": "Sequence"},
+            "data.labels": {"field": "tone"},
+            "evaluation.metrics": [{"name": "bleu"}],
+        },
+        "a classification head generates none",
     ),
     "gate of nothing": ({"evaluation.gates": [{"metric": "accuracy"}]}, "either manual: true alone, or a metric"),
     "nothing published": ({"outputs": {"adapter": False}}, "outputs must have at least one of"),
@@ -120,28 +181,12 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "task": {"task": "Summarization"},
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "data.streaming": {"data.validationFraction": None, "data.streaming": True},
-    "data.template.pair": {
-        "task": "Generation",
-        "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
-    },
-    "data.labels": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
-    "data.packing": {"data.packing": True},
-    "data.clean": {"data.clean": {"deduplicate": True}},
-    "data.augmentation": {"data.augmentation": [{"name": "case_noise", "probability": 0.1, "parameters": {"upper": True}}]},
-    "classification.head": {"classification": {"head": "Sequence"}},
-    "method.type": {"method": {"type": "Full"}},
-    "method.lora.modulesToSave": {"method.lora.modulesToSave": ["lm_head"]},
-    "training.optimizer": {"training.optimizer": "sgd"},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
-    "training.earlyStopping": {"training.earlyStopping": {}, "evaluation.everySteps": 5},
-    "training.loss.name": {"training.loss": {"name": "focal"}},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
-    "evaluation.metrics": {"evaluation.metrics": [{"name": "f1"}]},
+    "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
     "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
-    "evaluation.gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}]},
+    "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
     "search": {
         "search": {"trials": 2, "space": {"training.learningRate": {"type": "float", "low": 1e-6, "high": 1e-3, "log": True}}}
@@ -155,6 +200,27 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "summaries": {"task": "Summarization", "evaluation.metrics": [{"name": "rouge"}, {"name": "bleu"}]},
+    "entities": {
+        "task": "Extraction",
+        "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
+        "evaluation.metrics": [{"name": "seqeval"}, {"name": "exact_match"}],
+    },
+    "gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}, {"metric": "eval_loss", "improvesOnBase": True}]},
+    "all metrics of answers": {
+        "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
+    },
+    "rows augmented": {
+        "data.augmentation": [
+            {"name": "word_dropout", "probability": 0.1, "parameters": {"share": 0.2}},
+            {"name": "case_noise", "probability": 0.1, "parameters": {"style": "upper"}},
+            {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
+        ]
+    },
+    "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
+    "rows packed": {"data.packing": True},
+    "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
+    "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
     "a validation file": {
         "data.validationFraction": None,
@@ -179,6 +245,14 @@ RIGHT: dict[str, Json] = {
         "storage.uri": "az://runs/olivine",
     },
     "cancelled while suspended": {"suspend": True, "cancel": True},
+    "early stopping": {"training.earlyStopping": {"metric": "accuracy", "mode": "max"}, "evaluation.everySteps": 5},
+    "another optimizer": {"training.optimizer": "adamw_8bit"},
+    "a built-in loss": {"training.loss": {"name": "focal", "parameters": {"gamma": 2}}},
+    "a loss of one's own over pairs": {
+        "task": "Generation",
+        "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}},
+        "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own", "parameters": {"margin": 1}},
+    },
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
     "defaults said aloud": {
         "classification": {"head": "Generative"},
@@ -191,6 +265,11 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "a classification head": {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone", "names": ["warm", "cold"]}},
+    "the whole model": {"method": {"type": "Full"}},
+    "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
+    "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},
+    "modules trained whole": {"method.lora.targetModules": ["c_attn", "c_proj"], "method.lora.modulesToSave": ["ln_f", "lm_head"]},
     "deadlines": {"activeDeadlineSeconds": 3600, "queueDeadlineSeconds": 600, "ttlSecondsAfterFinished": 0},
     "everything about pods": {
         "pods": {

@@ -30,23 +30,33 @@ def make_tokenizer() -> Any:
 
 def make_tiny_llama(folder: Path) -> Path:
     """Writes a Llama of 2 layers, 32 wide, tied embeddings, with its tokenizer, in Hugging Face layout; returns the folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    return make_tiny("Llama", folder)
 
+
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+_GROUPED = {**_SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
+_GEMMA = {**_GROUPED, "head_dim": 8, "tie_word_embeddings": True}
+# transformers' names of the configuration and the model, and what makes it tiny.
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Llama": ("LlamaConfig", "LlamaForCausalLM", {**_GROUPED, "tie_word_embeddings": True}),
+    "Phi": ("PhiConfig", "PhiForCausalLM", {**_SIZES, "intermediate_size": 64, "num_key_value_heads": 4}),
+    "Phi3": ("Phi3Config", "Phi3ForCausalLM", _GROUPED),
+    "Qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**_GROUPED, "tie_word_embeddings": True}),
+    "Qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_GROUPED, "head_dim": 8, "tie_word_embeddings": True}),
+    "Gemma": ("GemmaConfig", "GemmaForCausalLM", _GEMMA),
+    "Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**_GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 64}),
+    "GPT-2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+}
+
+
+def make_tiny(family: str, folder: Path) -> Path:
+    """Writes a random model of a family, of 2 layers, 32 wide, with its tokenizer, in Hugging Face layout; returns the folder."""
+    import torch
+    import transformers
+
+    config_name, model_name, sizes = FAMILIES[family]
     torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = getattr(transformers, config_name)(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    getattr(transformers, model_name)(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,42 +25,51 @@ class Job:
 
     spec: FineTuneJobSpec
     identity: JobIdentity
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    """The Python files that the specification names, by `<ConfigMap>/<key>`."""
 
     @property
     def spec_digest(self) -> str:
-        """sha256 (hex) of the part of the specification that decides what is trained."""
-        return spec_digest(self.spec)
+        """sha256 (hex) of what decides how is trained: a part of the specification, and the plug-ins' code."""
+        return spec_digest(self.spec, self.plugins)
+
+    def input_digest(self, resolved: Resolved) -> str:
+        """sha256 (hex) of what decides the artifact: specification, plug-ins, rows and base model by their content, wherever they lie."""
+        return input_digest(self.spec, resolved, self.plugins)
 
     def save(self, path: Path) -> None:
         """Write both to one JSON file, for the worker processes."""
-        path.write_text(json.dumps({"spec": self.spec.to_json_dict(), "identity": self.identity.to_json_dict()}))
+        path.write_text(
+            json.dumps({"spec": self.spec.to_json_dict(), "identity": self.identity.to_json_dict(), "plugins": dict(self.plugins)})
+        )
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
         raw = json.loads(path.read_text())
-        return cls(spec=parse_spec(raw["spec"]), identity=JobIdentity.model_validate(raw["identity"]))
+        return cls(spec=parse_spec(raw["spec"]), identity=JobIdentity.model_validate(raw["identity"]), plugins=raw["plugins"])
 
 
-def spec_digest(spec: FineTuneJobSpec) -> str:
-    """sha256 (hex) of the canonical JSON of the specification, without what may differ between attempts."""
-    return _digest(_trained_on(spec))
+def spec_digest(spec: FineTuneJobSpec, plugins: Mapping[str, str] = {}) -> str:
+    """sha256 (hex) of the canonical JSON of the specification, without what may differ between attempts, and of the plug-ins."""
+    return _digest(_trained_on(spec, plugins))
 
 
-def input_digest(spec: FineTuneJobSpec, resolved: Resolved) -> str:
-    """sha256 (hex) of what decides the artifact: specification, rows and base model by their content, wherever they lie."""
-    raw = _trained_on(spec)
+def input_digest(spec: FineTuneJobSpec, resolved: Resolved, plugins: Mapping[str, str] = {}) -> str:
+    """See Job.input_digest."""
+    raw = _trained_on(spec, plugins)
     for key in ("storage", "reuse"):
         raw.pop(key, None)
     raw["model"] = {"digest": resolved.model.digest if resolved.model is not None else None}
-    raw["data"] = {key: value for key, value in raw["data"].items() if key not in ("train", "validation")}
+    raw["data"] = {key: value for key, value in raw["data"].items() if key not in ("train", "validation", "test")}
     raw["data"]["digest"] = resolved.data.digest if resolved.data is not None else None
     raw["resolved"] = {"effectiveBatchSize": resolved.effective_batch_size, "precision": resolved.precision}
     return _digest(raw)
 
 
-def _trained_on(spec: FineTuneJobSpec) -> dict[str, Any]:
-    return {key: value for key, value in spec.to_json_dict().items() if key not in _NOT_TRAINED_ON}
+def _trained_on(spec: FineTuneJobSpec, plugins: Mapping[str, str]) -> dict[str, Any]:
+    trained = {key: value for key, value in spec.to_json_dict().items() if key not in _NOT_TRAINED_ON}
+    return trained | {"plugins": dict(plugins)} if plugins else trained
 
 
 def _digest(raw: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ _ENDED_HERE = (
 
 def fail(draft: Draft, failure: Failure, *, reason: str | None = None, message: str | None = None) -> None:
     """Ends the job as failed; reason and message of the condition default to the failure's."""
+    if failure.reason == Reason.GATE_UNMET:
+        draft.set(ConditionType.PUBLISHED, "False", Reason.GATE_UNMET, failure.message)
     draft.update(last_failure=failure.model_copy(update={"message": truncate(failure.message)}))
     _end_failed(draft, reason or failure.reason, message or failure.message)
 

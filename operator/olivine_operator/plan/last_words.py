@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from olivine_api.reasons import Reason
 from olivine_api.status import ConditionType
 from olivine_operator.plan import failures
 from olivine_operator.plan.conditions import is_terminal
@@ -22,7 +23,8 @@ def hear_last_words(draft: Draft, *, complete: bool) -> datetime | None:
         told = failures.termination_message(pod)
         if told is not None and told.snapshot is not None and pod.termination is not None:
             heard_at, known = pod.termination.at or draft.now, draft.checkpoint_step
-            draft.merge(bounded(told.snapshot, heard_at), final=pod.phase == "Succeeded")
+            final = pod.phase == "Succeeded" or told.reason == Reason.GATE_UNMET
+            draft.merge(bounded(told.snapshot, heard_at), final=final)
             if draft.checkpoint_step > known:
                 checkpoint_since = heard_at
     return checkpoint_since

@@ -126,6 +126,7 @@ def secret_sources(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
         "model": spec.model.secret_ref,
         "train": spec.data.train.secret_ref,
         "validation": spec.data.validation.secret_ref if spec.data.validation is not None else None,
+        "test": spec.data.test.secret_ref if spec.data.test is not None else None,
     }
     return [
         {"prefix": names.ENV_SECRET_PREFIXES[role], "secretRef": {"name": ref.name}}

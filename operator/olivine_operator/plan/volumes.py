@@ -3,7 +3,7 @@
 from typing import Any
 
 from olivine_api import names
-from olivine_api.finetunejob import FineTuneJobSpec
+from olivine_api.finetunejob import FineTuneJobSpec, own_classes
 from olivine_operator.plan.naming import child_name
 from olivine_operator.plan.observed import JobView
 from olivine_operator.plan.settings import OperatorSettings
@@ -32,6 +32,7 @@ def volumes(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings) -> 
         found.append({"name": f"olivine-claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
     if spec.model.cache is not None:
         found.append({"name": _CACHE, "persistentVolumeClaim": {"claimName": spec.model.cache.claim_name}})
+    found += [_plugin_volume(number, name, keys) for number, (name, keys) in enumerate(plugins(spec).items())]
     return [*found, *settings.trainer.pod_defaults.volumes, *(item.to_json_dict() for item in spec.pods.volumes or ())]
 
 
@@ -49,15 +50,30 @@ def mounts(spec: FineTuneJobSpec, settings: OperatorSettings) -> list[dict[str, 
         found.append(mount if written else mount | {"readOnly": True})
     if spec.model.cache is not None:
         found.append({"name": _CACHE, "mountPath": names.MODEL_CACHE_DIR})
+    for number, name in enumerate(plugins(spec)):
+        found.append({"name": f"olivine-plugin-{number}", "mountPath": f"{names.PLUGINS_DIR}/{name}", "readOnly": True})
     user = [item.to_json_dict() for item in spec.pods.volume_mounts or ()]
     return [*found, *settings.trainer.pod_defaults.volume_mounts, *user]
+
+
+def plugins(spec: FineTuneJobSpec) -> dict[str, list[str]]:
+    """The ConfigMaps with code of the user's, each once, and the keys that are wanted of it."""
+    found: dict[str, set[str]] = {}
+    for _, plugin in own_classes(spec):
+        found.setdefault(str(plugin.config_map), set()).add(str(plugin.key))
+    return {name: sorted(keys) for name, keys in sorted(found.items())}
+
+
+def _plugin_volume(number: int, name: str, keys: list[str]) -> dict[str, Any]:
+    # Optional: without it a pod would wait for ever; the trainer says in a sentence what is missing, and ends.
+    items = [{"key": key, "path": key} for key in keys]
+    return {"name": f"olivine-plugin-{number}", "configMap": {"name": name, "items": items, "optional": True}}
 
 
 def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     """The claims that URIs name, each once, and whether something is written there."""
     uris = [spec.model.uri, spec.data.train.uri]
-    if spec.data.validation is not None:
-        uris.append(spec.data.validation.uri)
+    uris += [source.uri for source in (spec.data.validation, spec.data.test) if source is not None]
     found = {_claim(uri): False for uri in uris if uri.startswith(_CLAIM_SCHEME)}
     if spec.storage.uri.startswith(_CLAIM_SCHEME):
         found[_claim(spec.storage.uri)] = True

@@ -295,3 +295,12 @@ def test_kueues_annotations_go_with_the_child_and_its_pods_where_it_looks_for_to
     made = build_child(view, parse_spec(SPEC), "CA", SETTINGS)
     assert made.job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] == "1"
     assert made.job["spec"]["template"]["metadata"]["annotations"] == {"kueue.x-k8s.io/job-min-parallelism": "1"}
+
+
+def test_code_of_the_users_is_mounted_where_the_trainer_looks_and_missing_code_holds_up_no_pod() -> None:
+    loss = {"name": "own", "configMap": "losses", "key": "own.py", "class": "Own"}
+    pod = pod_of(build(training={"maxSteps": 1, "loss": loss}))
+    volume = next(v for v in pod["volumes"] if v.get("configMap", {}).get("name") == "losses")
+    assert volume["configMap"] == {"name": "losses", "items": [{"key": "own.py", "path": "own.py"}], "optional": True}
+    mount = next(m for m in pod["containers"][0]["volumeMounts"] if m["name"] == volume["name"])
+    assert mount == {"name": volume["name"], "mountPath": f"{names.PLUGINS_DIR}/losses", "readOnly": True}

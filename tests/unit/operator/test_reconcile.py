@@ -117,6 +117,32 @@ def test_a_report_from_before_the_end_takes_nothing_of_the_last_words_back() -> 
     assert made.status.metrics == {"accuracy": 0.94}
 
 
+def test_an_unmet_gate_fails_the_job_with_its_numbers_and_says_where_the_artifact_is_kept() -> None:
+    artifact = {"kind": "Adapter", "uri": "s3://x", "digest": "d", "bytes": 1}
+    final = {
+        "attempt": 1,
+        "progress": {"stage": "Publishing", "step": 10},
+        "baseline": {"accuracy": 0.1},
+        "metrics": {"accuracy": 0.82},
+        "artifacts": [artifact],
+    }
+    told = "evaluation.gates: accuracy is 0.82, not at least 0.9; the artifact is kept at s3://x, not published"
+    message = {"category": "User", "reason": "GateUnmet", "message": told, "attempt": 1, "snapshot": final}
+    last = pod(phase="Failed", termination=ended(13, message))
+    made = look(running(), kind=child(), pods=[last])
+    assert made.status is not None
+    assert made.status.phase is Phase.FAILED
+    for kind in ("Failed", "Stalled"):
+        assert (condition(made.status, kind).reason, condition(made.status, kind).message) == ("GateUnmet", told)
+    assert (condition(made.status, "Published").status, condition(made.status, "Published").reason) == ("False", "GateUnmet")
+    assert made.status.last_failure is not None
+    assert made.status.last_failure.category == "User"
+    # The numbers are there as those of a run that was published.
+    assert made.status.metrics == {"accuracy": 0.82}
+    assert [one.uri for one in made.status.artifacts] == ["s3://x"]
+    assert condition(made.status, "Evaluated").message == "accuracy 0.10 (base) -> 0.82 (tuned)"
+
+
 @pytest.mark.parametrize("phase_pod", [[], [pod(phase="Running")]])
 def test_terminal_is_terminal(phase_pod: list[Any]) -> None:
     done = look(running(), now=after(20), kind=child("Failed", reason="BackoffLimitExceeded", message="oh")).status

@@ -109,16 +109,16 @@ class NoRoomFor:
         real = _LOSS.forward
         seen = 0
 
-        def forward(self_: Any, ids: Any, *arguments: Any) -> Any:
+        def forward(self_: Any, batch: Any) -> Any:
             nonlocal seen
             seen += self_.training
-            if self_.training and seen > self.calls and ids.shape[0] >= self.rows:
+            if self_.training and seen > self.calls and batch.ids.shape[0] >= self.rows:
                 if self.on_host:
                     allocate_too_much()
                 raise torch.OutOfMemoryError(
                     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"
                 )
-            return real(self_, ids, *arguments)
+            return real(self_, batch)
 
         _LOSS.forward = forward
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from olivine_api.finetunejob import parse_spec
+from olivine_api.finetunejob import MethodType, parse_spec
 from olivine_api.status import JobIdentity, Stage
 from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import claim_run, fetch_sources, open_run
@@ -136,7 +136,7 @@ def run_job(
     if isinstance(claim, Published):
         return claim
     sources = fetch_sources(job, environ or {}, scratch, board, records.commits())
-    import_training_stack()
+    import_training_stack(quantized=job.spec.method.type is MethodType.QLORA)
     from olivine_trainer.loop.train import train
 
     return train(job, claim, sources, board=board, stop=stop or StopFlag(), scratch=scratch)

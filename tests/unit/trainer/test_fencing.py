@@ -10,6 +10,7 @@ import obstore
 import pytest
 
 from olivine_trainer.errors import StorageUnavailableError, SupersededError
+from olivine_trainer.loop.uploads import Uploads
 from olivine_trainer.storage.index import look_up
 from olivine_trainer.storage.manifest import download_verified
 from olivine_trainer.storage.records import Published
@@ -28,6 +29,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calm(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("calm")
     return adapter_bytes(run_job(make_job(tiny_model, rows, f"file://{folder}/runs"), folder / "scratch"))
+
+
+@pytest.fixture(autouse=True)
+def saved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that falls asleep in the middle of a checkpoint sleeps as a whole: its steps wait for the thread that uploads."""
+    begin = Uploads.begin
+
+    def begin_and_wait(self: Uploads, upload: Any) -> None:
+        begin(self, upload)
+        self.wait()
+
+    monkeypatch.setattr(Uploads, "begin", begin_and_wait)
 
 
 class Writes:

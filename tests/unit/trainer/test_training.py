@@ -14,6 +14,7 @@ import pytest
 from olivine_api.finetunejob import Scheduler, Training
 from olivine_api.reasons import Reason
 from olivine_api.status import Stage
+from olivine_trainer.data.batches import TokenisedRows
 from olivine_trainer.errors import (
     ConfigurationError,
     InterruptedRunError,
@@ -220,8 +221,8 @@ def test_the_published_adapter_is_peft_and_gives_the_same_logits(tiny_model: Pat
 
 def test_the_snapshot_tells_all(uninterrupted: Any) -> None:
     snapshot = uninterrupted.snapshot
-    assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy"}
-    assert set(snapshot.baseline) == {"evalLoss", "accuracy"}
+    assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy", "f1"}
+    assert set(snapshot.baseline) == {"evalLoss", "accuracy", "f1"}
     assert snapshot.metrics["evalLoss"] < snapshot.baseline["evalLoss"]
     assert (snapshot.progress.step, snapshot.progress.percent, snapshot.progress.stage) == (STEPS, 100, Stage.PUBLISHING)
     assert (snapshot.resolved.effective_batch_size, snapshot.resolved.precision, snapshot.resolved.world_size) == (4, "fp32", 1)
@@ -304,7 +305,7 @@ def _engine(tiny_model: Path, rows: Path, **changes: Any) -> Any:
 
 def _step(engine: Any, examples: list[Any], step: int) -> Any:
     """One optimizer step that nothing disturbs."""
-    return engine.train_step(examples, step, engine.training.batch_size, lambda *_, **__: None)
+    return engine.train_step(TokenisedRows(examples), step, engine.training.batch_size, lambda *_, **__: None)
 
 
 def _examples(rows: Path, tokenizer: Any) -> list[Any]:
@@ -319,7 +320,7 @@ def test_accumulation_changes_nothing(tiny_model: Path, rows: Path, tokenizer: A
     """Batch 1 x accumulation 8 is batch 8 x 1, though rows differ in length: the mean is over tokens, not over micro-batches."""
     import torch
 
-    from olivine_trainer.methods.lora import trainable
+    from olivine_trainer.methods.method import trainable
 
     examples = _examples(rows, tokenizer)
     losses, weights = [], []
@@ -343,8 +344,8 @@ def test_the_head_on_learned_positions_gives_the_whole_forwards_loss(tiny_model:
     assert engine.loss.split_head
     batch = collate(_examples(rows, tokenizer)[:5], 1, torch.device("cpu"))
     engine.loss.eval()
-    split = engine.loss(batch.ids, batch.mask, batch.positions, batch.labels)
-    whole = SummedLoss(engine.model, engine.causal, split_head=False).eval()(batch.ids, batch.mask, batch.positions, batch.labels)
+    split = engine.loss(batch)
+    whole = SummedLoss(engine.model, engine.causal, split_head=False).eval()(batch)
     assert torch.isclose(split, whole, rtol=1e-6)
 
     class Scaled(nn.Module):
@@ -372,14 +373,14 @@ def test_plain_peft_computes_the_trained_models_logits(tiny_model: Path, rows: P
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from olivine_trainer.methods.lora import save_adapter
+    from olivine_trainer.methods.method import About
 
     engine = _engine(tiny_model, rows, method__lora__rsLora=True)
     examples = _examples(rows, tokenizer)
     for step in range(3):
         _step(engine, examples, step)
-    save_adapter(engine.model, tmp_path / "one", base_uri="s3://models/tiny")
-    save_adapter(engine.model, tmp_path / "two", base_uri="s3://models/tiny")
+    engine.method.export(tmp_path / "one", About("s3://models/tiny", tokenizer=None))
+    engine.method.export(tmp_path / "two", About("s3://models/tiny", tokenizer=None))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

@@ -152,7 +152,11 @@ def test_a_killed_rank_ends_the_other_and_both_end_in_the_same_bytes(
     assert f"rank {victim}" in other.end().message
     second = ranks.run(job)
     snapshot = _snapshot(second[0])
-    assert snapshot.resumed_from_step == (3 * (step // 3) or None), where
+    # A checkpoint that rank 0's death found on its way is none; where it lives, it arrives.
+    newest = 3 * (step // 3)
+    assert snapshot.resumed_from_step in ({newest or None, newest - 3 or None} if victim == 0 and newest else {newest or None}), (
+        where
+    )
     assert bench.adapter(second[0].end()) == bench.adapter(calm), where
     assert calm.snapshot is not None
     assert snapshot.metrics == calm.snapshot.metrics, where

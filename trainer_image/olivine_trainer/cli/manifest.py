@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from olivine_api import names
 from olivine_api.base import StatusModel
-from olivine_api.finetunejob import FineTuneJobSpec
+from olivine_api.finetunejob import FineTuneJobSpec, own_classes
 from olivine_api.reasons import Reason
 from olivine_api.status import JobIdentity, Overrides, World
 from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.job import Job, parse_checked, spec_digest
+from olivine_trainer.plugins import file_of
 
 _DEFAULT_NAMESPACE = "default"
 _M = TypeVar("_M", bound=StatusModel)
@@ -29,7 +30,14 @@ def read_mounted_job(folder: Path = Path(names.CONFIG_DIR)) -> Job:
         ) from None
     except ValueError as error:
         raise ConfigurationError(Reason.INVALID_SPEC, f"the mounted job is unreadable: {error}") from None
-    return Job(spec=parse_checked(spec, names.CONFIG_SPEC), identity=identity)
+    parsed = parse_checked(spec, names.CONFIG_SPEC)
+    return Job(spec=parsed, identity=identity, plugins=_mounted_plugins(parsed, Path(names.PLUGINS_DIR)))
+
+
+def _mounted_plugins(spec: FineTuneJobSpec, folder: Path) -> dict[str, str]:
+    """The files that the specification names, but for those that are not there; who imports them tells."""
+    wanted = {file_of(plugin): folder / file_of(plugin) for _, plugin in own_classes(spec)}
+    return {file: path.read_text() for file, path in wanted.items() if path.is_file()}
 
 
 def read_mounted_world(folder: Path = Path(names.CONFIG_DIR)) -> World:
@@ -69,8 +77,11 @@ def _read_mounted(path: Path, model: type[_M]) -> _M | None:
 
 
 def read_manifest(path: Path, *, namespace: str | None, name: str | None, uid: str | None) -> Job:
-    """A manifest: a whole FineTuneJob or its spec alone. Raises ConfigurationError naming what is wrong with it."""
-    raw = _load_yaml(path)
+    """A manifest: a whole FineTuneJob or its spec alone, with the ConfigMaps of its plug-ins.
+
+    Raises ConfigurationError naming what is wrong with it.
+    """
+    raw, config_maps = _job_of(_load_yaml(path), path)
     metadata: dict[str, Any] = {}
     if isinstance(raw, dict) and "kind" in raw:
         if raw["kind"] != names.FINETUNEJOB_KIND or raw.get("apiVersion") != names.API_VERSION:
@@ -87,7 +98,26 @@ def read_manifest(path: Path, *, namespace: str | None, name: str | None, uid: s
         uid=uid or _local_uid(spec),
         child="",
     )
-    return Job(spec=spec, identity=identity)
+    wanted = {file_of(plugin) for _, plugin in own_classes(spec)}
+    return Job(spec=spec, identity=identity, plugins={file: config_maps[file] for file in sorted(wanted & set(config_maps))})
+
+
+def _job_of(documents: list[Any], path: Path) -> tuple[Any, dict[str, str]]:
+    """The one document that is no ConfigMap, and the ConfigMaps' files by `<ConfigMap>/<key>`."""
+    files: dict[str, str] = {}
+    jobs: list[Any] = []
+    for document in documents:
+        if isinstance(document, dict) and document.get("kind") == "ConfigMap":
+            name = (document.get("metadata") or {}).get("name")
+            files |= {f"{name}/{key}": str(value) for key, value in (document.get("data") or {}).items()}
+        else:
+            jobs.append(document)
+    if len(jobs) != 1:
+        raise ConfigurationError(
+            Reason.INVALID_SPEC,
+            f"{path.name} holds {len(jobs)} documents: give exactly one FineTuneJob, beside it ConfigMaps of its plug-ins only",
+        )
+    return jobs[0], files
 
 
 def _local_uid(spec: FineTuneJobSpec) -> str:
@@ -95,17 +125,17 @@ def _local_uid(spec: FineTuneJobSpec) -> str:
     return f"local-{spec_digest(spec)[:12]}"
 
 
-def _load_yaml(path: Path) -> Any:
+def _load_yaml(path: Path) -> list[Any]:
     """YAML 1.2, as kubectl reads it: 1e-4 is a number and yes a string."""
     from ruamel.yaml import YAML  # noqa: PLC0415  (an extra: pods have no need of it)
     from ruamel.yaml.error import YAMLError  # noqa: PLC0415
 
     try:
-        documents = [document for document in YAML(typ="safe", pure=True).load_all(path.read_text()) if document is not None]
+        documents: list[Any] = [
+            document for document in YAML(typ="safe", pure=True).load_all(path.read_text()) if document is not None
+        ]
     except OSError as error:
         raise ConfigurationError(Reason.INVALID_SPEC, f"{path} cannot be read: {error.strerror}") from None
     except YAMLError as error:
         raise ConfigurationError(Reason.INVALID_SPEC, f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    if len(documents) != 1:
-        raise ConfigurationError(Reason.INVALID_SPEC, f"{path.name} holds {len(documents)} documents: give exactly one FineTuneJob")
-    return documents[0]
+    return documents

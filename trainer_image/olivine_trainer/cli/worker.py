@@ -8,12 +8,20 @@ from typing import NoReturn
 
 from olivine_api import names
 from olivine_api.exit_codes import Category, ExitCode
+from olivine_api.methods import MethodType
 from olivine_api.reasons import Reason
 from olivine_api.status import TerminationMessage
 from olivine_trainer.cgroup import find_memory_cgroup
 from olivine_trainer.cli.files import job_file, read_micro_batch
 from olivine_trainer.cli.gathering import RunIsOverError, gather_ranks
-from olivine_trainer.errors import InterruptedRunError, OutOfMemoryError, PeerLostError, SupersededError, TrainerError
+from olivine_trainer.errors import (
+    GateUnmetError,
+    InterruptedRunError,
+    OutOfMemoryError,
+    PeerLostError,
+    SupersededError,
+    TrainerError,
+)
 from olivine_trainer.faults import is_out_of_memory
 from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import claim_run, fetch_sources, open_run
@@ -80,7 +88,27 @@ class _Worker:
         except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor must learn of it)
             stop.ignore()
             return self._end_unforeseen(error)
+        return self._end_published(published)
+
+    def _end_published(self, published: Published) -> int:
+        """The run's end, as it is recorded; where gates kept the artifact back, the first pod alone tells: one failure, with all numbers."""
         self._world.leave()
+        snapshot = published.snapshot
+        if published.unmet and self._place.rank == self._place.local_rank:
+            uri = snapshot.artifacts[0].uri if snapshot.artifacts else None
+            error = GateUnmetError(published.unmet, uri, step=snapshot.progress.step)
+            fail(error.message, category=error.category, reason=error.reason)
+            self._files.write_end(
+                TerminationMessage(
+                    category=error.category,
+                    reason=error.reason,
+                    message=shorten(error.message),
+                    step=error.step,
+                    attempt=published.attempt,
+                    snapshot=snapshot,
+                )
+            )
+            return error.exit_code
         self._files.write_end(
             TerminationMessage(
                 reason=Reason.PUBLISHED,
@@ -98,14 +126,15 @@ class _Worker:
         world = self._world = gather_ranks(job, self._place, records, self._end_abruptly)
         claim = claim_run(job, records, board, world)
         if isinstance(claim, Published):
-            log(f"the run is over: attempt {claim.attempt} published it at {claim.published_at.isoformat()}")
+            log(f"the run is over: attempt {claim.attempt} ended it at {claim.published_at.isoformat()}")
             return claim
         sources = sources_of_all(
             lambda: fetch_sources(job, os.environ, self._folder, board, records.commits()), self._folder, world
         )
         from olivine_trainer.modeling.imports import import_training_stack  # noqa: PLC0415  (seconds: only once it is needed)
 
-        log(f"imports took {import_training_stack():.1f} s")
+        quantized = job.spec.method.type is MethodType.QLORA
+        log(f"imports took {import_training_stack(quantized=quantized):.1f} s")
         stop.check()
         world.start_group()
         from olivine_trainer.loop.train import train  # noqa: PLC0415

@@ -118,4 +118,4 @@ class ChatRenderer:
         return [{"role": message["role"], "content": message["content"]} for message in value]
 
     def _fault(self, row: Row, what: str) -> DataError:
-        return DataError(Reason.DATA_UNREADABLE, f"row {row.number} of {self._source} {what}")
+        return DataError(Reason.DATA_UNREADABLE, f"{row.of(self._source)} {what}")

@@ -1,21 +1,30 @@
-"""From the specification's data section to examples: read, check, split, render, tokenise, count."""
+"""From the specification's data section to examples: read, check, clean, split, render, tokenise, count."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from olivine_api.finetunejob import Data
 from olivine_api.reasons import Reason
 from olivine_api.status import ResolvedData
-from olivine_trainer.data.chat import ChatRenderer
+from olivine_trainer.data.augment import AugmentedRows, Augmenter
+from olivine_trainer.data.batches import TokenisedRows, TrainingRows
+from olivine_trainer.data.clean import Removed, clean_rows
+from olivine_trainer.data.extraction import check_extraction, written_rows
+from olivine_trainer.data.labels import Labels, find_labels
+from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
+from olivine_trainer.data.stream import StreamedRows, StreamIndex, index_training_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import Fitted, completion_example, fit_examples, text_example
+from olivine_trainer.data.tokens import Fitted, fit_example, fit_examples
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
+from olivine_trainer.storage.ranges import RangeFile
+
+_LOOKED_AT = 64  # rows of a stream, before training
 
 
 @dataclass(frozen=True)
@@ -23,81 +32,189 @@ class LoadedRows:
     """The rows, split, before any token."""
 
     split: Split
+    test: list[Row]
     template: RowTemplate
+    augmenter: Augmenter | None
+    labels: Labels | None
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
-    repeated: int
-    """Validation rows that are among the training rows too (only possible with a validation file of its own)."""
+    removed: Removed
+    stream: StreamIndex | None = None
+    """Where the training rows lie, if they are read while training; `split.train` is empty then."""
+
+    @property
+    def train_rows(self) -> int:
+        """How many rows there are to train on."""
+        return self.stream.rows if self.stream is not None else len(self.split.train)
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Everything that training and evaluation read."""
 
-    train: list[Example]
+    train: TrainingRows
     validation: list[Example]
     resolved: ResolvedData
+    some: list[Example]
+    """Training rows to try things on before training; all of them, unless they are streamed."""
+    longest: int
+    """Tokens of the longest row, whatever it is for."""
+    largest_token: int
+    test: list[Example] = field(default_factory=list[Example])
+    """What data.test has, to be measured once, at the end."""
+    labels: Labels | None = None
 
 
-def load_rows(data: Data, train_files: RowFiles, validation_files: RowFiles | None, *, seed: int) -> LoadedRows:
-    """Read and split. Needs no tokenizer, so a missing column is found before the model is loaded.
+def load_rows(
+    data: Data,
+    train_files: RowFiles | Sequence[RangeFile],
+    validation_files: RowFiles | None,
+    test_files: RowFiles | None = None,
+    *,
+    seed: int,
+) -> LoadedRows:
+    """Read, clean and split. Needs no tokenizer, so a missing column is found before the model is loaded.
 
-    Raises DataError (see rows, template, split) and ConfigurationError for a template that cannot be read.
+    `train_files`: files to read in pieces where data.streaming is true.
+    Raises DataError (see rows, template, clean, labels, split, stream) and ConfigurationError for a template that cannot be read.
     """
     template = RowTemplate.of(data.template)
-    train = read_selected(train_files, "data.train")
-    _require(template, train, "data.train")
-    repeated = 0
-    if validation_files is not None:
-        validation = read_selected(validation_files, "data.validation")
-        _require(template, validation, "data.validation")
-        known = {template.identity(row) for row in train}
-        repeated = sum(template.identity(row) in known for row in validation)
-        split = Split(train=train, validation=validation)
-    elif data.validation_fraction is not None:
+    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
+    if data.extraction is not None:
+        check_extraction(data.extraction, template)
+    validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
+    test = read_for(data, test_files, template, "data.test") if test_files is not None else []
+    measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
+    if not isinstance(train_files, RowFiles):
+        stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured, written=_written(data))
+        split = Split(train=[], validation=validation)
+        _require_labels(labels, measured)
+        return LoadedRows(split, test, template, augmenter, labels, _digest(split, test, stream.digest), removed, stream)
+    train = read_for(data, train_files, template, "data.train")
+    if augmenter is not None:
+        _require(augmenter.named_fields, train, "data.train")
+    train, removed = clean_rows(train, data.clean, template, measured)
+    if data.labels is not None:
+        require_fields(train, (data.labels.field,), "data.labels.field", "data.train")
+    labels = find_labels(data, template, (as_text(row.fields[data.labels.field]) for row in train) if data.labels else ())
+    _require_labels(labels, [("data.train", train), *measured])
+    split = Split(train=train, validation=validation)
+    if data.validation_fraction is not None:
         split = _split(data, data.validation_fraction, train, template, seed)
-    else:
-        split = Split(train=train, validation=[])
-    return LoadedRows(split=split, template=template, digest=_digest(split), repeated=repeated)
+    return LoadedRows(split, test, template, augmenter, labels, _digest(split, test), removed)
 
 
-def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int]) -> Prepared:
-    """Tokenise both sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train or validate on."""
+def prepare_examples(
+    data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int], for_head: bool = False
+) -> Prepared:
+    """Tokenise all sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
 
-    def fitted(rows: Sequence[Row], source: str):  # noqa: ANN202
-        make = _maker(data, loaded.template, tokenizer, stop_ids, source)
-        return fit_examples(rows, make, max_length=data.max_length, on_overflow=data.on_overflow, source=source)
+    def maker(source: str) -> MakeExample:
+        labels = loaded.labels
+        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=labels, source=source, for_head=for_head)
+
+    def fitted(rows: Sequence[Row], source: str) -> Fitted:
+        make = maker(source)
+        return fit_examples(
+            rows, lambda row: make(row, None), max_length=data.max_length, on_overflow=data.on_overflow, source=source
+        )
 
     train = fitted(loaded.split.train, "data.train")
+    streamed = _streamed(data, loaded, loaded.stream, maker("data.train")) if loaded.stream is not None else None
+    looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
-    if not any(example.learned_tokens for example in train.examples):
-        why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
+    test = fitted(loaded.test, "data.test")
+    if not any(example.weight for example in looked_at):
+        why = _why_none_is_left(train, loaded.train_rows, data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
-    if loaded.split.validation and not any(example.learned_tokens for example in validation.examples):
-        why = _why_none_is_left(validation, len(loaded.split.validation), data.max_length)
-        field = "data.validation" if data.validation is not None else "data.validationFraction"
-        raise DataError(Reason.DATA_EMPTY, f"no validation row is left that measures anything: {why}, or leave {field} out")
+    held = "data.validation" if data.validation is not None else "data.validationFraction"
+    for kind, one, rows, name in (
+        ("validation", validation, loaded.split.validation, held),
+        ("test", test, loaded.test, "data.test"),
+    ):
+        if rows and not any(example.weight for example in one.examples):
+            why = _why_none_is_left(one, len(rows), data.max_length)
+            raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
+    sides = (train, validation, test)
     resolved = ResolvedData(
-        rows=len(train.examples),
+        rows=len(train.examples) if streamed is None else len(streamed),
         validation_rows=len(validation.examples),
+        test_rows=len(test.examples),
         digest=loaded.digest,
-        dropped=train.dropped + validation.dropped,
-        truncated=train.truncated + validation.truncated,
-        tokens=sum(len(example.ids) for example in train.examples),
-        learned_tokens=sum(example.learned_tokens for example in train.examples),
+        dropped=sum(side.dropped for side in sides),
+        truncated=sum(side.truncated for side in sides),
+        duplicates=loaded.removed.duplicates,
+        empty=loaded.removed.empty,
+        leaked=loaded.removed.leaked,
+        tokens=sum(example.tokens for example in train.examples) if streamed is None else None,
+        learned_tokens=sum(example.learned_tokens for example in train.examples) if streamed is None else None,
     )
-    return Prepared(train=train.examples, validation=validation.examples, resolved=resolved)
+    everything = [*looked_at, *validation.examples, *test.examples]
+    return Prepared(
+        train=streamed or _training_rows(data, loaded, train, maker("data.train")),
+        validation=validation.examples,
+        test=test.examples,
+        resolved=resolved,
+        some=looked_at,
+        longest=data.max_length if streamed is not None else max(example.width for example in everything),
+        largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
+        labels=loaded.labels,
+    )
+
+
+def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample) -> TrainingRows:
+    if loaded.augmenter is None:
+        return TokenisedRows(train.examples)
+    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length)
+
+
+def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample) -> StreamedRows:
+    def fit(row: Row, example: Example) -> Example:
+        fitted = fit_example(row, example, max_length=data.max_length, on_overflow=data.on_overflow, source="data.train")
+        if fitted is None:
+            raise DataError(
+                Reason.ROW_TOO_LONG,
+                f"{row.of('data.train')} has an answer that is longer than data.maxLength {data.max_length} and cannot be cut:"
+                " raise data.maxLength, or shorten the row",
+            )
+        return fitted
+
+    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length, written=_written(data))
+
+
+def _written(data: Data) -> Callable[[Row], Row]:
+    """A row as the template takes it, for rows that are read one by one."""
+    extraction = data.extraction
+    return (lambda row: row) if extraction is None else (lambda row: written_rows([row], extraction, "data.train")[0])
+
+
+def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    if labels is None:
+        return
+    for name, rows in sides:
+        require_fields(rows, (labels.field,), "data.labels.field", name)
+        for row in rows:
+            labels.index(row, name)  # raises
+
+
+def read_for(data: Data, files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
+    """All rows of a source, as the template takes them. Raises DataError: see rows, template, extraction."""
+    rows = read_selected(files, source)
+    if data.extraction is not None:
+        rows = written_rows(rows, data.extraction, source)
+    _require(template.named_fields, rows, source)
+    return rows
+
+
+def _require(named: Mapping[str, Sequence[str]], rows: Sequence[Row], source: str) -> None:
+    for where, fields in named.items():
+        require_fields(rows, fields, where, source)
 
 
 def _why_none_is_left(fitted: Fitted, rows: int, max_length: int) -> str:
     if fitted.dropped:
         return f"{fitted.dropped} of {rows} rows were dropped as longer than data.maxLength {max_length}; raise it"
     return f"all {rows} rows are empty; give rows with text"
-
-
-def _require(template: RowTemplate, rows: Sequence[Row], source: str) -> None:
-    for where, fields in template.named_fields.items():
-        require_fields(rows, fields, where, source)
 
 
 def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, seed: int) -> Split:
@@ -116,21 +233,12 @@ def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, 
     return split
 
 
-def _maker(data: Data, template: RowTemplate, tokenizer: Any, stop_ids: frozenset[int], source: str) -> Callable[[Row], Example]:
-    if template.messages is not None:
-        return ChatRenderer(tokenizer, template.messages, stop_ids=stop_ids, loss_on=data.loss_on, source=source).example
-    if template.text is not None:
-        text = template.text
-        return lambda row: text_example(tokenizer, text.render(row.fields))
-    prompt, completion = template.prompt, template.completion
-    if prompt is None or completion is None:
-        raise ValueError("a template has text, messages, or prompt with completion")
-    return lambda row: completion_example(tokenizer, prompt.render(row.fields), completion.render(row.fields), loss_on=data.loss_on)
-
-
-def _digest(split: Split) -> str:
+def _digest(split: Split, test: Sequence[Row], streamed: str | None = None) -> str:
     digest = hashlib.sha256()
-    for side, rows in (("train", split.train), ("validation", split.validation)):
+    if streamed is not None:
+        digest.update(f"streamed {streamed}\n".encode())
+    sides = (("train", split.train), ("validation", split.validation), *((("test", test),) if test else ()))
+    for side, rows in sides:
         digest.update(f"{side}\n".encode())
         for row in rows:
             digest.update(json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")

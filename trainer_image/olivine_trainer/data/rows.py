@@ -24,6 +24,12 @@ class Row:
 
     number: int
     fields: dict[str, Any]
+    origin: str = ""
+    """Where there are several files: which one it is of, and its number there."""
+
+    def of(self, source: str) -> str:
+        """How a sentence names the row; `source` is data.train and such."""
+        return f"row {self.number} of {source}" + (f" ({self.origin})" if self.origin else "")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,11 @@ def _read_all(paths: tuple[Path, ...], field: str) -> list[Row]:
         return read_rows(paths[0], field)
     rows: list[Row] = []
     for path in paths:
-        rows += [Row(len(rows) + number, row.fields) for number, row in enumerate(read_rows(path, field), start=1)]
+        before = len(rows)
+        rows += [
+            Row(before + place, row.fields, origin=f"row {row.number} of {path.name}")
+            for place, row in enumerate(read_rows(path, field), start=1)
+        ]
     return rows
 
 
@@ -81,15 +91,18 @@ def _json_lines(path: Path, field: str) -> Iterator[Row]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    Reason.DATA_UNREADABLE,
-                    f"{field}: line {number} of {path.name} is not valid JSON: {error.msg} at column {error.colno}",
-                ) from None
-            halves = _HALF_ESCAPED.search(line) is not None
-            yield Row(number, _as_object(value, f"{field}: line {number} of {path.name}", halves=halves))
+            yield Row(number, parse_line(line, f"{field}: line {number} of {path.name}"))
+
+
+def parse_line(line: str, where: str) -> dict[str, Any]:
+    """The object in a line of JSON. Raises DataError, which begins with `where`."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(Reason.DATA_UNREADABLE, f"{where} is not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(Reason.DATA_UNREADABLE, f"{where} is nested too deeply to be read") from None
+    return _as_object(value, where, halves=_HALF_ESCAPED.search(line) is not None)
 
 
 def _json(path: Path, field: str) -> Iterator[Row]:

@@ -68,20 +68,49 @@ def require_fields(rows: Sequence[Row], fields: Sequence[str], where: str, sourc
                 Reason.COLUMN_MISSING,
                 f"{where} names the field {{{field}}}, which the rows of {source} do not have; they have: {shown}",
             )
-        raise DataError(
-            Reason.COLUMN_MISSING,
-            f"{where} names the field {{{field}}}, which row {lacking.number} of {source} lacks, though others have it",
-        )
+        require_in_row(lacking, (field,), where, source)
+
+
+def require_in_row(row: Row, fields: Sequence[str], where: str, source: str) -> None:
+    """Raise DataError where one row lacks a field that others have."""
+    for field in fields:
+        if field not in row.fields:
+            raise DataError(
+                Reason.COLUMN_MISSING,
+                f"{where} names the field {{{field}}}, which {row.of(source)} lacks, though others have it",
+            )
+
+
+@dataclass(frozen=True)
+class PairOfTexts:
+    """Two texts, and the field with their label, a number."""
+
+    left: TextTemplate
+    right: TextTemplate
+    label: str
+
+    def label_of(self, row: Row, source: str) -> float:
+        """Raises DataError where it is no number."""
+        value = row.fields[self.label]
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise DataError(
+                Reason.DATA_UNREADABLE,
+                f"data.template.pair.label names the field {self.label}, which in {row.of(source)} is {value!r}:"
+                " it must be a number, e.g. 0 or 1",
+            ) from None
 
 
 @dataclass(frozen=True)
 class RowTemplate:
-    """data.template, parsed: exactly one of `text`, `prompt` with `completion`, `messages` (a field's name)."""
+    """data.template, parsed: exactly one of `text`, `prompt` with `completion`, `messages` (a field's name), `pair`."""
 
     text: TextTemplate | None
     prompt: TextTemplate | None
     completion: TextTemplate | None
     messages: str | None
+    pair: PairOfTexts | None = None
 
     @classmethod
     def of(cls, template: Template) -> "RowTemplate":
@@ -90,11 +119,19 @@ class RowTemplate:
         def parsed(text: str | None, name: str) -> TextTemplate | None:
             return None if text is None else parse_template(text, f"data.template.{name}")
 
+        pair = template.pair
         return cls(
             text=parsed(template.text, "text"),
             prompt=parsed(template.prompt, "prompt"),
             completion=parsed(template.completion, "completion"),
             messages=template.messages,
+            pair=PairOfTexts(
+                left=parse_template(pair.left, "data.template.pair.left"),
+                right=parse_template(pair.right, "data.template.pair.right"),
+                label=pair.label,
+            )
+            if pair is not None
+            else None,
         )
 
     @property
@@ -107,7 +144,21 @@ class RowTemplate:
         }
         if self.messages is not None:
             named["data.template.messages"] = (self.messages,)
+        if self.pair is not None:
+            named |= {
+                "data.template.pair.left": self.pair.left.fields,
+                "data.template.pair.right": self.pair.right.fields,
+                "data.template.pair.label": (self.pair.label,),
+            }
         return named
+
+    def is_empty(self, row: Row) -> bool:
+        """Whether nothing is there to read or to learn: all fields of a side of the template are blank, or the chat is."""
+        if self.messages is not None:
+            return not row.fields[self.messages]
+        parts = [self.text, self.prompt, self.completion, *((self.pair.left, self.pair.right) if self.pair is not None else ())]
+        sides = [part.fields for part in parts if part is not None]
+        return any(fields and not any(as_text(row.fields[field]).strip() for field in fields) for fields in sides)
 
     def identity(self, row: Row) -> str:
         """What the model sees of a row, as one canonical string: rows that are equal here must not straddle a split."""

@@ -16,7 +16,7 @@ from olivine_api.finetunejob import LossOn, OnOverflow
 from olivine_api.reasons import Reason
 from olivine_trainer.data.rows import Row
 from olivine_trainer.errors import DataError
-from olivine_trainer.modeling.example import Example
+from olivine_trainer.modeling.example import Example, Pair
 
 
 def completion_example(tokenizer: Any, prompt: str, completion: str, *, loss_on: LossOn) -> Example:
@@ -32,6 +32,12 @@ def text_example(tokenizer: Any, text: str) -> Example:
     """The text and the stop token; all of it is learned."""
     ids = [*_encode_start(tokenizer, text), tokenizer.eos_token_id]
     return _example(ids, [True] * len(ids), prompt_length=0)
+
+
+def pair_example(tokenizer: Any, left: str, right: str, label: float) -> Example:
+    """Two texts, each with the stop token; no token is learned."""
+    ids, other = ([*_encode_start(tokenizer, text), tokenizer.eos_token_id] for text in (left, right))
+    return _example(ids, [False] * len(ids), prompt_length=0, pair=Pair(np.asarray(other, dtype=np.int32), label))
 
 
 def leading_tokens(tokenizer: Any, ids: Sequence[int]) -> int:
@@ -59,6 +65,8 @@ class Fitted:
     """Examples within maxLength, and what it took."""
 
     examples: list[Example]
+    rows: list[Row]
+    """What the examples are of."""
     dropped: int = 0
     truncated: int = 0
 
@@ -73,25 +81,33 @@ def fit_examples(
     whose answer alone is too long cannot be cut: it is dropped. Both are counted.
     """
     examples: list[Example] = []
-    dropped = truncated = 0
+    kept: list[Row] = []
     for row in rows:
-        example: Example | None = make(row)
-        if len(example.ids) > max_length:
-            if on_overflow is OnOverflow.FAIL:
-                raise DataError(
-                    Reason.ROW_TOO_LONG,
-                    f"row {row.number} of {source} has {len(example.ids)} tokens, data.maxLength is {max_length}: raise"
-                    " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
-                )
-            example = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None
-            truncated += example is not None
-            dropped += example is None
+        example = fit_example(row, make(row), max_length=max_length, on_overflow=on_overflow, source=source)
         if example is not None:
             examples.append(example)
-    return Fitted(examples, dropped=dropped, truncated=truncated)
+            kept.append(row)
+    return Fitted(examples, kept, dropped=len(rows) - len(kept), truncated=sum(example.truncated for example in examples))
+
+
+def fit_example(row: Row, example: Example, *, max_length: int, on_overflow: OnOverflow, source: str) -> Example | None:
+    """One of them: as it is, cut, or None where it is dropped; see `fit_examples`."""
+    if example.width <= max_length:
+        return example
+    if on_overflow is OnOverflow.FAIL:
+        raise DataError(
+            Reason.ROW_TOO_LONG,
+            f"{row.of(source)} has {example.width} tokens, data.maxLength is {max_length}: raise"
+            " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
+        )
+    cut = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None
+    return replace(cut, truncated=True) if cut is not None else None
 
 
 def _truncate(example: Example, limit: int) -> Example | None:
+    if example.pair is not None:
+        shorter = replace(example.pair, right=example.pair.right[:limit])
+        return replace(example, ids=example.ids[:limit], learned=example.learned[:limit], pair=shorter)
     if example.expected is None:
         return replace(example, ids=example.ids[:limit], learned=example.learned[:limit])
     answer = len(example.ids) - example.prompt_length

@@ -1,4 +1,4 @@
-"""One evaluation: validation loss, perplexity, accuracy, and answers to a few prompts."""
+"""One evaluation: validation loss, the metrics asked for, and answers to a few prompts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from olivine_api.finetunejob import FineTuneJobSpec, MetricName, Task
 from olivine_trainer.evaluation.generate import answer_limit, greedy_answers
+from olivine_trainer.evaluation.heads import HeadScorer
+from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY
+from olivine_trainer.evaluation.labels import LabelScorer
 from olivine_trainer.evaluation.loss import Tick, mean_loss
+from olivine_trainer.evaluation.measures import Case, Measure
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.forward import SummedLoss
 from olivine_trainer.modeling.loading import Tokenizer
 from olivine_trainer.world.world import World, alone
 
-EVAL_LOSS = "evalLoss"
-PERPLEXITY = "perplexity"
-ACCURACY = "accuracy"
 _LARGEST_EXPONENT = 700.0  # exp of more overflows a double
 
 
@@ -41,19 +41,69 @@ class Evaluator:
     examples: Sequence[Example]
     batch_rows: Callable[[], int]
     """Rows of a batch now: fewer once memory has run out."""
-    metrics: frozenset[MetricName]
+    metrics: Sequence[Measure]
     samples: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
+    scorer: LabelScorer | HeadScorer | None = None
+    """Chooses answers among labels; None where they are generated."""
     world: World = field(default_factory=alone)
     """The ranks that share the work; each gets all results."""
 
+    @property
+    def keys(self) -> dict[str, bool]:
+        """Everything that is measured, and whether lower is better."""
+        if not self.examples:
+            return {}
+        return {EVAL_LOSS: True} | {key: key in measure.lower for measure in self.metrics for key in measure.keys}
+
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
+        return self._loss(self.examples, self.metrics, tick)
+
+    def everything(self, tick: Tick) -> Evaluated:
+        """All metrics and the sample answers; the answers that metrics need serve as samples too."""
+        if not self.examples:
+            return Evaluated(metrics={}, answers=[])
+        metrics, answers = self._measured(self.examples, self.metrics, tick, samples=self.samples)
+        return Evaluated(metrics=metrics, answers=answers[: self.samples])
+
+    def sample_examples(self) -> list[Example]:
+        """The rows that `Evaluated.answers` belong to."""
+        return with_answers(self.examples)[: self.samples]
+
+    def _measured(
+        self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick, *, samples: int
+    ) -> tuple[dict[str, float], list[str]]:
+        """Everything about some rows, and the answers that were needed for it, at least `samples`."""
+        asked = with_answers(examples)
+        chosen = [measure for measure in measures if measure.compare is not None and not self._is_free(measure)]
+        free = [measure for measure in measures if measure.compare is not None and self._is_free(measure)]
+        wanted = asked if chosen else asked[:samples]
+        passes = _Passes(tick, 1 + bool(wanted) + bool(free and asked))
+        metrics = self._loss(examples, measures, passes.next())
+        answers = self._answers(wanted, passes.next()) if wanted else []
+        if wanted:
+            metrics |= compared_by(chosen, wanted, answers)
+        if free and asked:
+            metrics |= compared_by(free, asked, self._generated(asked, passes.next()))
+        return metrics, answers
+
+    def _is_free(self, measure: Measure) -> bool:
+        """Whether it judges generated text, while answers are chosen among labels."""
+        return measure.of_text and self.scorer is not None
+
+    def _answers(self, examples: Sequence[Example], tick: Tick) -> list[str]:
+        if self.scorer is None:
+            return self._generated(examples, tick)
+        with self.autocast():
+            return self.scorer.answers(examples, batch_size=self.batch_rows(), tick=tick, world=self.world)
+
+    def _loss(self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick) -> dict[str, float]:
         with self.autocast():
             loss = mean_loss(
                 self.loss,
-                self.examples,
+                examples,
                 batch_size=self.batch_rows(),
                 pad_id=self.tokenizer.pad_id,
                 device=self.device,
@@ -61,47 +111,49 @@ class Evaluator:
                 world=self.world,
             )
         found = {EVAL_LOSS: loss}
-        if MetricName.PERPLEXITY in self.metrics:
+        if self.loss.likelihood and any(PERPLEXITY in measure.keys for measure in measures):
             found[PERPLEXITY] = math.exp(min(loss, _LARGEST_EXPONENT))
         return found
 
-    def everything(self, tick: Tick) -> Evaluated:
-        """All metrics and the sample answers; the answers that accuracy needs serve as samples too."""
-        if not self.examples:
-            return Evaluated(metrics={}, answers=[])
-        asked = [example for example in self.examples if example.expected is not None and example.prompt_length]
-        wanted = asked if MetricName.ACCURACY in self.metrics else asked[: self.samples]
-        metrics = self.loss_only(lambda done, of: tick(done, 2 * of) if wanted else tick(done, of))
-        if not wanted:
-            return Evaluated(metrics=metrics, answers=[])
+    def _generated(self, examples: Sequence[Example], tick: Tick) -> list[str]:
         with self.autocast():
-            answers = greedy_answers(
+            return greedy_answers(
                 self.causal,
-                wanted,
+                examples,
                 self.tokenizer,
                 batch_size=self.batch_rows(),
-                limit=answer_limit(wanted),
+                limit=answer_limit(examples),
                 device=self.device,
-                tick=lambda done, of: tick(of + done, 2 * of),
+                tick=tick,
                 world=self.world,
             )
-        if MetricName.ACCURACY in self.metrics:
-            metrics[ACCURACY] = share_of_equal(wanted, answers)
-        return Evaluated(metrics=metrics, answers=answers[: self.samples])
-
-    def sample_examples(self) -> list[Example]:
-        """The rows that `Evaluated.answers` belong to."""
-        return [example for example in self.examples if example.expected is not None and example.prompt_length][: self.samples]
 
 
-def share_of_equal(examples: Sequence[Example], answers: Sequence[str]) -> float:
-    """Share of the answers that equal the completion, surrounding white space aside."""
-    pairs = list(zip(examples, answers, strict=True))
-    return sum(answer.strip() == (example.expected or "").strip() for example, answer in pairs) / len(pairs)
+class _Passes:
+    """Several passes over rows as one progress."""
+
+    def __init__(self, tick: Tick, count: int) -> None:
+        self._tick = tick
+        self._count = count
+        self._done = -1
+
+    def next(self) -> Tick:
+        """The tick of the next pass."""
+        self._done += 1
+        before, count = self._done, self._count
+        return lambda done, of: self._tick(before * of + done, count * of)
 
 
-def metrics_of(spec: FineTuneJobSpec) -> frozenset[MetricName]:
-    """The metrics asked for; by default accuracy for Classification, perplexity otherwise."""
-    if spec.evaluation.metrics is not None:
-        return frozenset(MetricName(metric.name) for metric in spec.evaluation.metrics)
-    return frozenset({MetricName.ACCURACY if spec.task is Task.CLASSIFICATION else MetricName.PERPLEXITY})
+def with_answers(examples: Sequence[Example]) -> list[Example]:
+    """Those with a prompt and an answer to it."""
+    return [example for example in examples if example.expected is not None and example.prompt_length]
+
+
+def compared_by(measures: Sequence[Measure], examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+    """Everything that the measures make of the answers."""
+    cases = [Case(example.expected or "", answer, example.source) for example, answer in zip(examples, answers, strict=True)]
+    found: dict[str, float] = {}
+    for measure in measures:
+        if measure.compare is not None:
+            found |= measure.compare(cases)
+    return found

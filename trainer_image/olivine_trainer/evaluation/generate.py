@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from olivine_trainer.evaluation.loss import Tick, dealt
+from olivine_trainer.evaluation.loss import Tick
+from olivine_trainer.evaluation.sharing import answered
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.modeling.loading import Tokenizer
 from olivine_trainer.world.world import World, alone
@@ -50,19 +51,14 @@ def greedy_answers(
     world: World | None = None,
 ) -> list[str]:
     """The model's answer to each prompt as text without special tokens, in the order of `examples`; all ranks get all of them."""
-    world = world or alone()
     causal.eval()
-    order = sorted(range(len(examples)), key=lambda index: (-examples[index].prompt_length, index))
-    starts = range(0, len(order), batch_size)
-    mine: list[tuple[int, str]] = []
-    for done, start in dealt(starts, world):
-        if start is not None:
-            members = order[start : start + batch_size]
-            texts = _batch_answers(causal, [examples[index] for index in members], tokenizer, limit, device)
-            mine.extend(zip(members, texts, strict=True))
-        tick(done, len(starts))
-    answers = dict(pair for part in world.gather(mine) for pair in part)
-    return [answers[index] for index in range(len(examples))]
+    return answered(
+        examples,
+        batch_size,
+        lambda members: _batch_answers(causal, members, tokenizer, limit, device),
+        tick=tick,
+        world=world or alone(),
+    )
 
 
 def _batch_answers(causal: Any, examples: Sequence[Example], tokenizer: Tokenizer, limit: int, device: torch.device) -> list[str]:

@@ -32,9 +32,9 @@ def mean_loss(
     for done, start in dealt(starts, world):
         if start is not None:
             batch = collate([examples[index] for index in order[start : start + batch_size]], pad_id, device)
-            if len(batch.labels):
-                total += float(loss(batch.ids, batch.mask, batch.positions, batch.labels))
-                tokens += len(batch.labels)
+            if batch.weight:
+                total += float(loss(batch))
+                tokens += batch.weight
         tick(done, len(starts))
     total, tokens = world.sums([total, tokens])
     return total / max(tokens, 1)

@@ -1,17 +1,21 @@
-"""The one publish: adapter, its manifest, then the run's record, and the clean-up after it."""
+"""The one publish: artifact, its manifest, then the run's record, and the clean-up after it."""
 
 import shutil
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
-from olivine_trainer.job import Job, input_digest
+from olivine_trainer.evaluation.gates import unmet_gates
+from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
-from olivine_trainer.methods.lora import save_adapter
+from olivine_trainer.loop.tracker import Tracker
+from olivine_trainer.loop.usage import peak_memory_bytes
+from olivine_trainer.methods.method import About
+from olivine_trainer.reporting.board import finite
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import prune_checkpoints
 from olivine_trainer.storage.records import Baseline, Published, Sample, upload_artifact
@@ -28,10 +32,11 @@ def publish(
     tuned: Evaluated,
     scratch: Path,
 ) -> Published:
-    """Write the adapter and the run's end. Raises SupersededError where another attempt owns the run: nothing is published then."""
+    """Write the artifact and the run's end, published or, with a gate unmet, kept back. Raises SupersededError where another attempt owns the run: nothing is published then."""
     board = tracker.board
-    artifact = _upload_adapter(job, claim, engine, scratch)
-    keep = job.spec.checkpoint.keep_after_success
+    artifact = _upload(job, claim, engine, evaluator.tokenizer.backend, scratch)
+    unmet = unmet_gates(job.spec.evaluation.gates or (), finite(tuned.metrics), baseline.metrics, evaluator.keys)
+    keep = job.spec.checkpoint.keep if unmet else job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
     board.update(
         artifacts=[artifact],
@@ -44,10 +49,14 @@ def publish(
     published = claim.records.publish(
         claim.attempt,
         spec_digest=job.spec_digest,
-        input_digest=input_digest(job.spec, board.snapshot.resolved),
+        input_digest=job.input_digest(board.snapshot.resolved),
         snapshot=board.snapshot,
         samples=_samples(evaluator, baseline, tuned),
+        unmet=unmet,
     )
+    if unmet:
+        warn("not published: gates are not met", artifact=artifact.uri, unmet=unmet)
+        return published
     claim.point_index(published, job.identity)
     log("published", artifact=artifact.uri, bytes=artifact.bytes, **published.snapshot.metrics)
     try:
@@ -57,11 +66,12 @@ def publish(
     return published
 
 
-def _upload_adapter(job: Job, claim: Claim, engine: Engine, scratch: Path) -> Artifact:
-    folder = scratch / "adapter"
+def _upload(job: Job, claim: Claim, engine: Engine, tokenizer: Any, scratch: Path) -> Artifact:
+    folder = scratch / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
-    save_adapter(engine.model, folder, base_uri=job.spec.model.uri)
-    return upload_artifact(claim.run, claim.attempt, folder, {"method": job.spec.method.type.value, "specDigest": job.spec_digest})
+    engine.method.export(folder, About(base_uri=job.spec.model.uri, tokenizer=tokenizer))
+    about = {"method": job.spec.method.type.value, "specDigest": job.spec_digest}
+    return upload_artifact(claim.run, claim.attempt, folder, engine.method.kind, about)
 
 
 def _samples(evaluator: Evaluator, baseline: Baseline, tuned: Evaluated) -> list[Sample]:

@@ -1,6 +1,6 @@
 """One attempt, set up: model, data, engine and evaluator, checked against one another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,19 +8,29 @@ import torch
 from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
+from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
-from olivine_trainer.evaluation.evaluate import Evaluator, metrics_of
+from olivine_trainer.evaluation.evaluate import Evaluator
+from olivine_trainer.evaluation.gates import require_measured
+from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
+from olivine_trainer.loop.answers import has_head, label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
 from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.tracker import Tracker, tensorboard_for
+from olivine_trainer.loop.uploads import Uploads
+from olivine_trainer.losses.conformance import check_conformance, probe_rows
+from olivine_trainer.losses.own import OwnLoss
+from olivine_trainer.methods.choose import base_dtype, quantization
+from olivine_trainer.modeling.forward import collate
 from olivine_trainer.modeling.loading import embeddings, fitted_to, load_model, load_tokenizer
 from olivine_trainer.modeling.precision import resolve_precision
+from olivine_trainer.plugins import OwnClass, import_own
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.world.world import World
@@ -42,6 +52,7 @@ class Run:
     engine: Engine
     evaluator: Evaluator
     tracker: Tracker
+    uploads: Uploads
 
 
 def set_up(
@@ -63,6 +74,7 @@ def set_up(
     """
     spec, uri = job.spec, job.spec.model.uri
     _make_deterministic(spec.training.seed)
+    own_loss = own_loss_of(job)
     precision = resolve_precision(spec.training.precision)
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
@@ -70,10 +82,17 @@ def set_up(
         effective_batch = spec.training.batch_size * spec.training.gradient_accumulation_steps * world.size
     trusted = spec.model.trust_remote_code
     tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
-    base = load_model(sources.model.folder, uri, precision.base_dtype, trust_remote_code=trusted)
+    base = load_model(
+        sources.model.folder,
+        uri,
+        base_dtype(spec.method, precision.base_dtype),
+        quantization=quantization(spec.method),
+        labels=sources.rows.labels.names if has_head(spec) and sources.rows.labels is not None else (),
+        trust_remote_code=trusted,
+    )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
-    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
+    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec))
     _check_positions(data, base.config, spec.data.max_length)
     _check_tokens(data, embeddings(base), uri)
     parameters = base.num_parameters()
@@ -83,9 +102,21 @@ def set_up(
         rows=len(data.train),
         batch=effective_batch,
     )
+    if spec.training.group_by_length:
+        data = replace(data, train=GroupedRows(data.train, total_steps=steps))
     engine = build_engine(
-        spec, base, accelerator, world, total_steps=steps, effective_batch=effective_batch, pad_id=tokenizer.pad_id
+        spec,
+        base,
+        accelerator,
+        world,
+        total_steps=steps,
+        effective_batch=effective_batch,
+        pad_id=tokenizer.pad_id,
+        own_loss=own_loss,
     )
+    if isinstance(engine.loss, OwnLoss):
+        with engine.whole():
+            check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -112,19 +143,24 @@ def set_up(
         precision=resolved.precision,
         headOnLearnedPositionsOnly=engine.loss.split_head,
         ranks=world.size,
+        weightsHere=parameters if engine.shards is None else engine.shards.held,
     )
+    with engine.whole():  # whether the model reads many labels at once is tried
+        scorer = label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device)
     evaluator = Evaluator(
         loss=engine.loss,
         causal=engine.causal,
         tokenizer=tokenizer,
         examples=data.validation,
         batch_rows=lambda: eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
-        metrics=metrics_of(spec),
+        metrics=measures_of(spec),
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
+        scorer=scorer,
         world=world,
     )
+    require_measured(spec.evaluation.gates or (), evaluator.keys)
     tracker = Tracker(
         spec=spec,
         claim=claim,
@@ -135,7 +171,15 @@ def set_up(
         tensorboard=tensorboard_for(spec, scratch) if world.leads else None,
         leads=world.leads,
     )
-    return Run(job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker)
+    return Run(
+        job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
+    )
+
+
+def own_loss_of(job: Job) -> OwnClass | None:
+    """The user's loss, imported. Raises ConfigurationError."""
+    loss = job.spec.training.loss
+    return import_own(loss, "training.loss", job.plugins) if loss is not None and loss.config_map is not None else None
 
 
 def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:
@@ -148,20 +192,18 @@ def _micro_batch(asked: int, limit: int | None, world: World) -> MicroBatch:
 
 def _check_positions(data: Prepared, config: object, max_length: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
-    longest = max(len(example.ids) for example in (*data.train, *data.validation))
-    if isinstance(limit, int) and longest > limit:
+    if isinstance(limit, int) and data.longest > limit:
         raise ConfigurationError(
             Reason.ROW_TOO_LONG,
-            f"data.maxLength {max_length} lets rows of {longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
+            f"data.maxLength {max_length} lets rows of {data.longest} tokens through, but this model reads {limit}: lower data.maxLength to {limit}",
         )
 
 
 def _check_tokens(data: Prepared, known: int, uri: str) -> None:
-    largest = max(int(example.ids.max()) for example in (*data.train, *data.validation))
-    if largest >= known:
+    if data.largest_token >= known:
         raise ModelError(
             Reason.MODEL_UNSUPPORTED,
-            f"the tokenizer of model.uri {uri} makes token {largest}, but the model knows {known} tokens (0 to {known - 1}):"
+            f"the tokenizer of model.uri {uri} makes token {data.largest_token}, but the model knows {known} tokens (0 to {known - 1}):"
             " resize the model's embeddings to the tokenizer, or take the tokenizer that belongs to it",
         )
 

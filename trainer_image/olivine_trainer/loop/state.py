@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ from safetensors.torch import load_file, save, save_file
 
 from olivine_api.base import StatusModel
 from olivine_api.status import Best, CurvePoint, MetricMap
+from olivine_trainer.loop import optimizers
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.methods.lora import load_weights, save_weights, trainable
+from olivine_trainer.loop.stopping import Stopping
+from olivine_trainer.world.shards import gathered
 
-_ADAPTER = "adapter.safetensors"
+_WEIGHTS = "adapter.safetensors"  # whatever the method: checkpoints of older releases have it
 _OPTIMIZER = "optimizer.safetensors"
+_BEST = "best.safetensors"  # with early stopping: the weights to publish
 _STATE = "state.json"
 
 
@@ -28,6 +32,8 @@ class Progressed(StatusModel):
     step: int = Field(default=0, ge=0)
     """Optimizer steps done."""
     trained_tokens: int = 0
+    truncated: int = 0
+    """Rows that were cut when they were trained on."""
     evaluated_step: int = 0
     """The last step after which the validation loss was measured."""
     window_loss: float = 0.0
@@ -35,6 +41,7 @@ class Progressed(StatusModel):
     window_steps: int = 0
     effective_batch: int | None = None
     """Rows of an optimizer step; a resume by another number of processes keeps it."""
+    stopping: Stopping = Stopping()
     metrics: MetricMap = {}
     best: Best | None = None
     curve: list[CurvePoint] = []
@@ -105,17 +112,32 @@ def device_state(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     return next((state for name, state in tensors.items() if name.startswith("cuda")), None)
 
 
-def save_state(folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes]) -> None:
-    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState."""
+def save_state(
+    folder: Path,
+    engine: Engine,
+    progressed: Progressed,
+    randomness: Sequence[bytes],
+    optimizer: Mapping[str, torch.Tensor],
+    *,
+    best: Path | None = None,
+) -> None:
+    """Write the state between two steps into an empty folder, while the engine is `whole`.
+
+    `randomness` holds each rank's rendered RandomState, `optimizer` what `optimizer_tensors` gave; `best`: weights of an earlier
+    step that are still the best.
+    """
     folder.mkdir(parents=True)
-    save_weights(engine.model, folder / _ADAPTER)
-    save_file(_optimizer_tensors(engine), folder / _OPTIMIZER)
+    engine.method.save_weights(folder / _WEIGHTS)
+    save_file(dict(optimizer), folder / _OPTIMIZER)
+    if best is not None:
+        shutil.copyfile(best, folder / _BEST)
     for rank, rendered in enumerate(randomness):
         (folder / _random_file(rank)).write_bytes(rendered)
     scaler = engine.accelerator.scaler
     state = {
         "progressed": progressed.model_copy(update={"effective_batch": engine.effective_batch}).to_json_dict(),
         "worldSize": len(randomness),
+        "optimizer": optimizers.state_numbers(engine.optimizer, engine.trained),
         "schedule": engine.schedule.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
@@ -127,11 +149,20 @@ def saved_effective_batch(folder: Path) -> int | None:
     return _progressed(json.loads((folder / _STATE).read_text())).effective_batch
 
 
+def saved_best_weights(folder: Path) -> Path | None:
+    """The best weights in a saved state; None where it has none of its own."""
+    path = folder / _BEST
+    return path if path.exists() else None
+
+
 def load_state(folder: Path, engine: Engine) -> Progressed:
     """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
-    load_weights(engine.model, folder / _ADAPTER)
-    _restore_optimizer(engine, load_file(folder / _OPTIMIZER))
+    with engine.whole(torch.device("cpu")):
+        load_weights(folder / _WEIGHTS, engine)
     state = json.loads((folder / _STATE).read_text())
+    # Checkpoints of older releases are of AdamW, which keeps no numbers beside its tensors.
+    numbers = state.get("optimizer", {})
+    optimizers.restore(engine.optimizer, engine.trained, load_file(folder / _OPTIMIZER), numbers)
     engine.schedule.restore(state["schedule"])
     if engine.accelerator.scaler is not None and state["scaler"] is not None:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
@@ -151,25 +182,18 @@ def _random_file(rank: int) -> str:
     return f"random-{rank:05d}.safetensors"
 
 
-def _raw_optimizer(engine: Engine) -> Any:
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+def load_weights(path: Path, engine: Engine) -> None:
+    """Weights of a checkpoint into the model, while the engine is `whole`; a divided one takes its parts."""
+    engine.method.load_weights(path)
+    if engine.shards is not None:
+        engine.shards.take()
 
 
-def _optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """AdamW's tensors as `<parameter>|<key>`: names outlive the order of parameters."""
-    states = _raw_optimizer(engine).state
-    return {
-        f"{name}|{key}": value.detach().cpu().contiguous()
-        for name, parameter in trainable(engine.model).items()
-        for key, value in sorted(states.get(parameter, {}).items())
-    }
+def optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors, whole, on the CPU. All ranks come; rank 0 has something from it."""
 
+    def whole(value: torch.Tensor) -> torch.Tensor:
+        found = gathered(value, engine.world)
+        return found if engine.world.leads else torch.empty(0)
 
-def _restore_optimizer(engine: Engine, tensors: dict[str, torch.Tensor]) -> None:
-    states = _raw_optimizer(engine).state
-    parameters = trainable(engine.model)
-    for full, value in tensors.items():
-        name, _, key = full.rpartition("|")
-        parameter = parameters[name]
-        # AdamW keeps `step` on the CPU.
-        states[parameter][key] = value if key == "step" else value.to(parameter.device)
+    return optimizers.state_tensors(engine.optimizer, engine.trained, whole)

@@ -1,7 +1,7 @@
 """The verb `train`, top to bottom.
 
-LoRA by peft on one process a device, any number of them; the loss is weighted by tokens, whatever the accumulation; the base model is measured first
-and by the same code as the tuned one; checkpoints are exact; the adapter is published once.
+One method on one process a device, any number of them; the loss is weighted by tokens, whatever the accumulation; the base model is measured first
+and by the same code as the tuned one; checkpoints are exact; the artifact is published once.
 
 Raises TrainerErrors: ModelError, DataError and ConfigurationError before the first step, NonFiniteLossError in it,
 InterruptedRunError once a checkpoint is saved, SupersededError where a newer attempt owns the run, StorageUnavailableError,
@@ -10,18 +10,23 @@ PeerLostError where another rank is gone, OutOfMemoryError where one row at a ti
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from olivine_api.status import CheckpointStatus, Stage
+import torch
+
+from olivine_api.finetunejob import EarlyStopping
+from olivine_api.status import Best, CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
-from olivine_trainer.evaluation.evaluate import EVAL_LOSS, Evaluated
+from olivine_trainer.evaluation.evaluate import Evaluated
+from olivine_trainer.evaluation.keys import EVAL_LOSS
 from olivine_trainer.evaluation.loss import Tick
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import MemoryExhaustedError
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import StepResult
+from olivine_trainer.loop.estimate import estimate
 from olivine_trainer.loop.micro import free_caches
 from olivine_trainer.loop.publish import publish
 from olivine_trainer.loop.run import Run, set_up
@@ -30,13 +35,17 @@ from olivine_trainer.loop.state import (
     RandomState,
     capture_random,
     load_state,
+    load_weights,
+    optimizer_tensors,
     restore_random,
     save_state,
+    saved_best_weights,
     saved_effective_batch,
 )
 from olivine_trainer.loop.stop import StopFlag
+from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers, require_measured
 from olivine_trainer.loop.tolerance import tolerated
-from olivine_trainer.loop.tracker import memory_in_words
+from olivine_trainer.loop.usage import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import Restored, prune_checkpoints, restore_newest, save_checkpoint
@@ -44,6 +53,8 @@ from olivine_trainer.storage.layout import CHECKPOINTS
 from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
 from olivine_trainer.storage.records import Baseline, Published
 from olivine_trainer.world.world import World, alone
+
+CPU = torch.device("cpu")
 
 
 def train(
@@ -82,17 +93,28 @@ def train(
     world.wait_for_all()
     stop.defer()
     try:
+        return _train_and_publish(run, done)
+    finally:
+        run.uploads.close()
+
+
+def _train_and_publish(run: Run, done: Progressed) -> Published:
+    try:
         baseline = _measure_base(run)
+        _estimate(run, done)
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
-        world.leave()  # all ranks are here: nobody is to be missed
+        _settle(run)
+        run.world.leave()  # all ranks are here: nobody is to be missed
         with tolerated("the last metrics are not in storage"):  # this end must stay an interruption
             run.tracker.flush()
         raise
+    _settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
-    published = world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    with run.engine.whole(CPU):
+        published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
 
 
@@ -141,6 +163,8 @@ def _resume(run: Run, restored: Restored) -> Progressed:
     done = Progressed()
     if restored.folder is not None and restored.status is not None:
         done = load_state(restored.folder, run.engine)
+        if (best := saved_best_weights(restored.folder)) is not None:
+            shutil.move(best, best_weights(run.scratch))
         shutil.rmtree(restored.folder)
         run.board.restore_curve(done.curve)
         run.board.update(checkpoint=restored.status, resumed_from_step=done.step, metrics=done.metrics, best=done.best)
@@ -169,14 +193,24 @@ def _measure_base(run: Run) -> Baseline:
     baseline = Baseline.model_validate(known) if known is not None else None
     if baseline is None:
         run.board.progress(stage=Stage.EVALUATING_BASE)
-        with run.engine.model.disable_adapter():
+        with run.engine.whole(), run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
         # Not by rank 0 alone: a store that is away for minutes would outlast the collective in which the others wait.
         run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
+    stopping = run.job.spec.training.early_stopping
+    if stopping is not None:
+        require_measured(stopping, baseline.metrics)
     return baseline
+
+
+def _estimate(run: Run, done: Progressed) -> None:
+    """Tell what the steps that are left will take."""
+    left = run.tracker.total_steps - done.step
+    if left:
+        run.board.update(estimate=estimate(run.engine, run.data.looked_at, run.micro.rows, steps_left=left))
 
 
 def _train_steps(run: Run, done: Progressed) -> Progressed:
@@ -188,27 +222,44 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
     try:
         while True:
             done = _evaluate_between(run, done)
-            if done.step > saved and (done.step % spec.checkpoint.every_steps == 0 or done.step == tracker.total_steps):
+            ends = done.step == tracker.total_steps or _out_of_patience(run, done)
+            if done.step > saved and (ends or done.step % spec.checkpoint.every_steps == 0):
                 _save(run, done, randomness)
                 saved = done.step
-            if done.step == tracker.total_steps:
+            if ends:
                 return done
+            run.uploads.check()
             start = time.monotonic()
             result = _step(run, done.step, randomness)
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
                 engine.schedule.observe(result.loss)
             randomness = capture_random()
-            done = done.model_copy(update={"step": done.step + 1, "trained_tokens": done.trained_tokens + result.tokens})
+            done = done.model_copy(
+                update={
+                    "step": done.step + 1,
+                    "trained_tokens": done.trained_tokens + result.tokens,
+                    "truncated": done.truncated + result.truncated,
+                }
+            )
+            _count_truncated(run, done)
             done = tracker.stepped(done, result, time.monotonic() - start, engine.schedule.learning_rate)
     except InterruptedRunError as interrupted:
         # A step that was begun has moved the generators: what is saved is the moment before it.
         if done.step > saved:
             _save(run, done, randomness)
-        run.world.leave()
         message = (
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
         raise InterruptedRunError(message, step=done.step) from None
+
+
+def _count_truncated(run: Run, done: Progressed) -> None:
+    """Rows that are read while training are cut while training: status counts them as they come."""
+    resolved = run.board.snapshot.resolved
+    data = resolved.data
+    if run.job.spec.data.streaming and data is not None and done.truncated:
+        counted = run.data.resolved.truncated + done.truncated
+        run.board.update(resolved=resolved.model_copy(update={"data": data.model_copy(update={"truncated": counted})}))
 
 
 def _step(run: Run, step: int, randomness: RandomState) -> StepResult:
@@ -232,53 +283,120 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
     if not due or not run.data.validation:
         return done
     run.board.progress(stage=Stage.EVALUATING)
-    metrics = run.evaluator.loss_only(_ticker(run))
+    stopping = run.job.spec.training.early_stopping
+    everything = needs_answers(stopping)
+    with run.engine.whole():
+        metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
-    run.board.offer_best(done.step, EVAL_LOSS, metrics[EVAL_LOSS])
+    if stopping is not None:
+        done = _judge(run, done, stopping, finite(metrics))
+    else:
+        run.board.offer_best(done.step, EVAL_LOSS, metrics[EVAL_LOSS])
     run.board.update(metrics=done.metrics)
     run.tracker.evaluated(done.step, metrics)
     run.board.progress(stage=Stage.TRAINING)
     return done
 
 
+def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, float]) -> Progressed:
+    """Early stopping: keep the weights where they are the best so far, count where they are not."""
+    name = metric_of(asked)
+    done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
+    if done.stopping.best_step == done.step:
+        with run.engine.whole(CPU):
+            run.engine.method.save_weights(best_weights(run.scratch))
+        run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
+    return done
+
+
+def _out_of_patience(run: Run, done: Progressed) -> bool:
+    asked = run.job.spec.training.early_stopping
+    if asked is None or not done.stopping.over(asked):
+        return False
+    told = {"step": done.step, "bestStep": done.stopping.best_step, "best": done.stopping.best}
+    log(f"early stopping: {asked.metric} has not improved in {done.stopping.worse} evaluations", **told)
+    run.tracker.events.add(event="EarlyStopped", metric=asked.metric, **told)
+    return True
+
+
 def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
-    """The tuned model's scores, by the code that measured the base."""
+    """The tuned model's scores, by the code that measured the base; with early stopping those of the best weights."""
     run.board.progress(stage=Stage.EVALUATING)
-    tuned = run.evaluator.everything(_ticker(run))
-    if EVAL_LOSS in tuned.metrics:
+    best = best_weights(run.scratch)
+    older = best.exists() and done.stopping.best_step != done.step
+    if older:
+        load_weights(run.engine, best)
+        log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
+    with run.engine.whole():
+        if older:
+            load_weights(best, run.engine)
+            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
+        tuned = run.evaluator.everything(_ticker(run))
+    if EVAL_LOSS in tuned.metrics and not older:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
-        run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
         run.tracker.evaluated(done.step, tuned.metrics)
+        if run.job.spec.training.early_stopping is None:
+            run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
     run.board.update(metrics={**done.metrics, **tuned.metrics})
     return tuned
 
 
 def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
-    """A checkpoint of the moment after step `done.step`, written by rank 0; the others' random numbers go along."""
+    """A checkpoint of the moment after step `done.step`: rank 0 writes it down, and uploads it beside the steps that follow.
+
+    Returns once the one before is whole in storage.
+    """
+    start = time.monotonic()
     rendered = run.world.gather_bytes(randomness.render())
-    status = CheckpointStatus.model_validate(run.world.from_leader(lambda: _write(run, done, rendered).to_json_dict()))
-    run.board.update(checkpoint=status)
+    optimizer = optimizer_tensors(run.engine)
+    with run.engine.whole(CPU):
+        _tell_newest(run, lambda: _begin_upload(run, done, rendered, optimizer))
+    run.tracker.held_up(time.monotonic() - start)
 
 
-def _write(run: Run, done: Progressed, randomness: Sequence[bytes]) -> CheckpointStatus:
-    """Upload a checkpoint; what gathered for the attempt's folder goes along."""
+def _settle(run: Run) -> None:
+    """Until the checkpoint that is on its way is whole; all ranks come."""
+    _tell_newest(run, run.uploads.wait)
+
+
+def _tell_newest(run: Run, act: Callable[[], None]) -> None:
+    """Rank 0 acts; then all know the newest checkpoint that is whole."""
+
+    def acted() -> dict[str, Any] | None:
+        act()
+        return run.uploads.newest.to_json_dict() if run.uploads.newest is not None else None
+
+    newest = run.world.from_leader(acted)
+    if newest is not None:
+        run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
+
+
+def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes], optimizer: dict[str, torch.Tensor]) -> None:
+    run.uploads.wait()
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
-    save_state(folder, run.engine, done, randomness)
-    about = {"specDigest": run.job.spec_digest}
+    best = best_weights(run.scratch)
+    save_state(folder, run.engine, done, randomness, optimizer, best=best if best.exists() else None)
+    run.uploads.begin(lambda: _upload(run, done.step, folder))
+
+
+def _upload(run: Run, step: int, folder: Path) -> CheckpointStatus:
+    """In the thread beside training: the checkpoint, then what gathered for the attempt's folder."""
     start = time.monotonic()
-    status = save_checkpoint(run.claim.run, run.claim.attempt, done.step, folder, about)
+    status = save_checkpoint(run.claim.run, run.claim.attempt, step, folder, {"specDigest": run.job.spec_digest})
     shutil.rmtree(folder)
-    run.board.update(checkpoint=status)
-    run.tracker.events.add(event="CheckpointSaved", step=done.step, digest=status.digest)
-    run.tracker.note_progress(done.step, force=True)
+    seconds = round(time.monotonic() - start, 3)
+    run.tracker.events.add(
+        event="CheckpointSaved", step=step, digest=status.digest, seconds=seconds, share=run.tracker.saving_share
+    )
+    run.tracker.note_progress(step, force=True)
     run.tracker.flush()
     with tolerated("old checkpoints are left behind"):
         prune_checkpoints(run.claim.run, run.claim.attempt, run.job.spec.checkpoint.keep)
-    log("checkpoint saved", uri=status.uri, seconds=round(time.monotonic() - start, 2))
+    log("checkpoint saved", uri=status.uri, seconds=seconds, shareOfStepTime=run.tracker.saving_share)
     return status
 
 

@@ -4,24 +4,28 @@ import os
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 
-def import_training_stack() -> float:
+def import_training_stack(*, quantized: bool = False) -> float:
     """Import torch, transformers, accelerate and peft; returns the seconds that it took.
 
-    peft imports bitsandbytes where it finds it, and with it torch's compiler: half of the time to start. Only QLoRA needs it.
+    peft imports bitsandbytes where it finds it, and with it torch's compiler: half of the time to start. Only QLoRA needs it
+    (`quantized`); once seen, it stays so for the process.
     """
     start = time.monotonic()
     import accelerate  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    with _hidden("bitsandbytes"):
+    with nullcontext() if quantized else _hidden("bitsandbytes"):
         import peft  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
         from peft.import_utils import is_bnb_4bit_available, is_bnb_available  # noqa: PLC0415
 
         # Both answers are cached: injecting an adapter asks again, when the module is visible.
+        if quantized:
+            is_bnb_available.cache_clear()
+            is_bnb_4bit_available.cache_clear()
         is_bnb_available()
         is_bnb_4bit_available()
     transformers.utils.logging.set_verbosity_error()

@@ -142,11 +142,10 @@ def _source(spec: FineTuneJobSpec, role: Role):  # noqa: ANN202  (Storage and So
         return spec.storage
     if role == "model":
         return spec.model
-    if role == "train":
-        return spec.data.train
-    if spec.data.validation is None:
-        raise ValueError("the specification has no data.validation")
-    return spec.data.validation
+    source = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}[role]
+    if source is None:
+        raise ValueError(f"the specification has no {FIELDS[role]}")
+    return source
 
 
 def _scheme(uri: str) -> str:

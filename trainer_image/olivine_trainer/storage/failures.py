@@ -8,15 +8,22 @@ import obstore.exceptions as obs
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, TrainerError
 
-Role = Literal["storage", "model", "train", "validation"]
+Role = Literal["storage", "model", "train", "validation", "test"]
 
 # How each role's place is called in the specification, and which exit code its faults have.
-FIELDS: dict[Role, str] = {"storage": "storage", "model": "model", "train": "data.train", "validation": "data.validation"}
+FIELDS: dict[Role, str] = {
+    "storage": "storage",
+    "model": "model",
+    "train": "data.train",
+    "validation": "data.validation",
+    "test": "data.test",
+}
 _CLASSES: dict[Role, type[TrainerError]] = {
     "storage": ConfigurationError,
     "model": ModelError,
     "train": DataError,
     "validation": DataError,
+    "test": DataError,
 }
 
 # The instance metadata services: asked for credentials only where none were given; they have their hiccups.

@@ -1,7 +1,7 @@
 """The small records of a run: its specification, the base model's measurements, each attempt's progress, and its one publication."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydantic import Field
 from olivine_api.base import StatusModel
 from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.reasons import Reason
-from olivine_api.status import Artifact, MetricMap, Snapshot
+from olivine_api.status import Artifact, ArtifactKind, MetricMap, Snapshot
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, SupersededError
 from olivine_trainer.storage.head import Attempt, require_head
 from olivine_trainer.storage.layout import BASELINE, PUBLISHED, SOURCES, SPEC, artifact_folder, attempt_folder
@@ -65,6 +65,8 @@ class Published(StatusModel):
     published_at: datetime
     snapshot: Snapshot
     samples: list[Sample] = []
+    unmet: list[str] = []
+    """Gates that the tuned model does not meet: the run ended without being published, its artifact is kept."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class RunRecords:
         if known is None:
             raise StorageUnavailableError(f"{self.run.uri}/{SOURCES} stands there, but cannot be read")
         if known.data != data:
-            raise DataError(Reason.SOURCE_CHANGED, _changed("the rows of data.train or data.validation have", known.attempt))
+            raise DataError(
+                Reason.SOURCE_CHANGED, _changed("the rows of data.train, data.validation or data.test have", known.attempt)
+            )
         if known.model != model:
             raise ModelError(Reason.SOURCE_CHANGED, _changed("the files of model.uri have", known.attempt))
 
@@ -117,7 +121,14 @@ class RunRecords:
         return Published.model_validate_json(found.data) if found is not None else None
 
     def publish(
-        self, mine: Attempt, *, spec_digest: str, input_digest: str, snapshot: Snapshot, samples: list[Sample]
+        self,
+        mine: Attempt,
+        *,
+        spec_digest: str,
+        input_digest: str,
+        snapshot: Snapshot,
+        samples: list[Sample],
+        unmet: Sequence[str] = (),
     ) -> Published:
         """Create the run's end. Raises SupersededError where somebody else did, or the head has moved."""
         end = Published(
@@ -127,6 +138,7 @@ class RunRecords:
             published_at=datetime.now(UTC),
             snapshot=snapshot,
             samples=samples,
+            unmet=list(unmet),
         )
         require_head(self.run, mine)
         # The client tries again by itself where an answer is lost, and then finds what it wrote itself.
@@ -161,14 +173,14 @@ class RunRecords:
         return SourceDigests.model_validate_json(found.data) if found is not None else None
 
 
-def upload_artifact(run: Store, mine: Attempt, folder: Path, about: dict[str, Any]) -> Artifact:
-    """Write an adapter's folder under its digest; the same content is the same artifact, whoever wrote it."""
-    manifest = describe(folder, {"kind": "Adapter", **about})
+def upload_artifact(run: Store, mine: Attempt, folder: Path, kind: ArtifactKind, about: dict[str, Any]) -> Artifact:
+    """Write an artifact's folder under its digest; the same content is the same artifact, whoever wrote it."""
+    manifest = describe(folder, {"kind": kind, **about})
     key = artifact_folder(manifest.digest)
     upload_files(run, key, folder, manifest, may_write=lambda: require_head(run, mine))
     require_head(run, mine)
     write_manifest(run, key, manifest)
-    return Artifact(kind="Adapter", uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))
+    return Artifact(kind=kind, uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))
 
 
 def _changed(what: str, attempt: int) -> str:

@@ -173,6 +173,24 @@ class Store:
                 file.write(self._tried(lambda start=start: read(start), f"reading {key}"))
         return True
 
+    def get_range(self, key: str, start: int, end: int, *, tag: str | None) -> bytes:
+        """A piece of the object whose content has this tag. Raises the role's user error where there is another one, or none."""
+        options: dict[str, Any] = {"range": (start, end)} | ({"if_match": tag} if tag and self._folder is None else {})
+
+        def read() -> bytes:
+            try:
+                return bytes(obstore.get(self._store, self._path(key), options=options).bytes())  # pyright: ignore[reportArgumentType]
+            except (obs.PreconditionError, FileNotFoundError) as error:
+                if is_missing_bucket(error):
+                    raise
+                raise user_error(
+                    self.place,
+                    Reason.SOURCE_CHANGED,
+                    f"{FIELDS[self.place.role]}.uri {self.uri}: {key} was changed or removed while it was read: put it back",
+                ) from None
+
+        return self._tried(read, f"reading {key}")
+
     def put(self, key: str, data: bytes | Path) -> None:
         """Write, whatever stands there."""
         self._tried(lambda: obstore.put(self._store, self._path(key), data), f"writing {key}")

@@ -27,7 +27,8 @@ class Peers:
         self._end_abruptly = end_abruptly
         self._lost: PeerLostError | None = None
         self._left = False
-        self._held = threading.Lock()
+        self._holding = threading.Condition()
+        self._held = 0
         self._noting = threading.Lock()
         for link in links:
             link.start(self._on_notice, self._on_end)
@@ -78,9 +79,15 @@ class Peers:
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Work that a lost peer does not interrupt: what it saves is worth more than the seconds."""
-        with self._held:
+        """Work that a lost peer does not interrupt: what it saves is worth more than the seconds. Several threads may hold."""
+        with self._holding:
+            self._held += 1
+        try:
             yield
+        finally:
+            with self._holding:
+                self._held -= 1
+                self._holding.notify_all()
 
     def _receive(self, link: Link) -> Any:
         while True:
@@ -120,6 +127,7 @@ class Peers:
     def _see_to_the_end(self, lost: PeerLostError) -> None:
         """A collective on a GPU would wait for minutes: no signal and no exception reaches it."""
         time.sleep(GRACE)
-        with self._held:
+        with self._holding:
+            self._holding.wait_for(lambda: not self._held)
             if not self._left:
                 self._end_abruptly(lost)

@@ -1,0 +1,51 @@
+"""The bench itself: its verdicts are tables, and a short run on a tiny model shows three equal trainings."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.trainer.__main__ import main
+from tests.bench.trainer.contestants import Run
+from tests.bench.trainer.report import Row, curve_distance, render
+
+
+def _run(name: str, *, tokens: int, losses: tuple[float, ...] = (2.0, 1.0), peak: int = 100 << 20) -> Run:
+    return Run(name, cpu_seconds=10.0, wall_seconds=5.0, tokens=tokens, peak_bytes=peak, losses=list(losses))
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "says"),
+    [
+        ("A", _run("TRL", tokens=1000), "1.30x tokens per CPU-second (goal 1.3x: reached), 1.00x memory (no more memory)"),
+        ("A-all", _run("TRL", tokens=1001), "(goal 1.3x: missed)"),
+        ("B", _run("TRL", tokens=700), "1.86x tokens per CPU-second (goal 1.8x: reached)"),
+        ("A", _run("TRL", tokens=1000, peak=50 << 20), "2.00x memory (MORE memory)"),
+        ("A", _run("TRL", tokens=1000, losses=(2.0, 1.00009)), "9.0e-05 apart (at most 0.0001: the same training)"),
+        ("A", _run("TRL", tokens=1000, losses=(2.0, 1.0002)), "NOT the same training"),
+    ],
+)
+def test_a_verdict_says_whether_the_goal_is_reached(name: str, other: Run, says: str) -> None:
+    assert says in render([Row(name, "title", [_run("Olivine", tokens=1300), other])], {"machine": "here"})
+
+
+def test_curves_of_different_length_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        curve_distance([1.0], [1.0, 2.0])
+
+
+def test_a_row_that_is_not_run_says_why() -> None:
+    assert "Not run: data.packing" in render([Row("B", "packed", [], note="Not run: data.packing is not served.")], {})
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_three_train_the_same_on_a_tiny_model(tmp_path: Path) -> None:
+    from tests.support.models import make_tiny_llama
+
+    page = tmp_path / "trainer.md"
+    model = make_tiny_llama(tmp_path / "model")
+    asked = ["--model", str(model), "--rounds", "1", "--steps", "4", "--batch", "4", "--threads", "1", "--out", str(page)]
+    assert main([*asked, "--rows", "A", "A-all"]) == 0
+    text = page.read_text()
+    assert text.count("the same training") == 4
+    assert "NOT the same training" not in text
