@@ -326,10 +326,10 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
     run.board.progress(stage=Stage.EVALUATING)
     best = best_weights(run.scratch)
     older = best.exists() and done.stopping.best_step != done.step
-    if older:
-        load_weights(run.engine, best)
-        log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
     with run.engine.whole():
+        if older:
+            load_weights(best, run.engine)
+            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
         if older:
             load_weights(best, run.engine)
             log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
