@@ -47,6 +47,11 @@ class Template(ApiModel):
             holds=lambda t: (t.prompt is None) == (t.completion is None),
             message="data.template.prompt and data.template.completion go together: write both, or use text",
         ),
+        Rule(
+            cel="!has(self.tools) || has(self.messages)",
+            holds=lambda t: t.tools is None or t.messages is not None,
+            message="data.template.tools goes with messages: it names the field with the tools of the chat",
+        ),
     )
 
     text: TemplateText | None = None
@@ -57,6 +62,8 @@ class Template(ApiModel):
     """What the model is to answer."""
     messages: FieldName | None = None
     """The field that holds a chat: a list of {role, content}; rendered by the model's own chat template."""
+    tools: FieldName | None = None
+    """Beside messages: the field that holds the tools that the chat may call, a list of JSON schemas or its JSON."""
     pair: PairTemplate | None = None
     """Two texts and a label."""
 

@@ -54,6 +54,7 @@ WRONG: dict[str, tuple[Json, str]] = {
     # data
     "two forms of template": ({"data.template.text": "{a}"}, "exactly one form"),
     "no form of template": ({"data.template": {}}, "exactly one form"),
+    "tools without messages": ({"data.template.tools": "functions"}, "data.template.tools goes with messages"),
     "prompt without completion": ({"data.template.completion": None}, "go together"),
     "validation and fraction": ({"data.validation": {"uri": "s3://data/more.jsonl"}}, "exclude each other"),
     "stratified without fraction": ({"data.validationFraction": None, "data.stratifyBy": "tone"}, "needs data.validationFraction"),
@@ -200,6 +201,7 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "messages with tools": {"task": "Instruction", "data.template": {"messages": "chat", "tools": "functions"}},
     "summaries": {"task": "Summarization", "evaluation.metrics": [{"name": "rouge"}, {"name": "bleu"}]},
     "entities": {
         "task": "Extraction",

@@ -71,6 +71,8 @@ def merge(status: FineTuneJobStatus, snapshot: Snapshot, *, final: bool = False)
             # Once the artifact is there, its checkpoints may be gone.
             "checkpoint": snapshot.checkpoint or (None if snapshot.artifacts else status.checkpoint),
             "lost_steps": max(snapshot.lost_steps, status.lost_steps),
+            "estimate": snapshot.estimate or status.estimate,
+            "utilization": snapshot.utilization or status.utilization,
             "peak_memory_bytes": max(snapshot.peak_memory_bytes or 0, status.peak_memory_bytes or 0) or None,
             "artifacts": snapshot.artifacts or status.artifacts,
             "storage_uri": snapshot.storage_uri or status.storage_uri,

@@ -33,6 +33,11 @@ EVALUATED: dict[str, Any] = {
     "training__warmupSteps": 0,
     "evaluation__everySteps": 2,
 }
+# No evaluation is better by so much: the first one's weights are published, kept in every checkpoint since.
+STOPPING: dict[str, Any] = {
+    "training__earlyStopping": {"metric": "eval_loss", "mode": "min", "patience": 3, "minDelta": 100.0},
+    "evaluation__everySteps": 2,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "warm-up and cosine": {},
     "one micro-batch a step": {"training__gradientAccumulationSteps": 1, "training__batchSize": 4},
@@ -40,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "packed rows": {"data__packing": True},
     "rows of a length together": {"training__groupByLength": True},
     "a schedule led by the validation loss": EVALUATED,
+    "early stopping": STOPPING,
     "a schedule led by the training loss": {
         "training__scheduler": "reduce_lr_on_plateau",
         "training__schedulerParameters": {"patience": 0, "factor": 0.5},
@@ -91,6 +97,11 @@ def check_kills(model: Path, rows: Path, folder: Path, changes: dict[str, Any], 
 def test_a_kill_in_a_drawn_step_changes_no_byte(tiny_model: Path, rows: Path, tmp_path: Path, method: str) -> None:
     """Mid-epoch, between micro-batches, across evaluations that move the learning rate."""
     check_kills(tiny_model, rows, tmp_path, METHODS[method] | EVALUATED, [random.randrange(3, STEPS)])
+
+
+def test_early_stopping_goes_on_where_it_was(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Best value, patience and the best weights themselves, killed after the first evaluation and before the last."""
+    check_kills(tiny_model, rows, tmp_path, STOPPING, [random.randrange(3, STEPS)])
 
 
 @pytest.mark.full

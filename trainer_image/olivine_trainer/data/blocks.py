@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from olivine_api.reasons import Reason
-from olivine_trainer.data.rows import Row, parse_line
+from olivine_trainer.data.rows import Row, parse_line, with_texts
 from olivine_trainer.errors import DataError
 from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
 from olivine_trainer.storage.ranges import RangeFile, RangeReader
@@ -162,7 +162,7 @@ class _Table:
         return int(self.table.num_rows)
 
     def row(self, index: int) -> Row:
-        return self.place.row(self.first + index, self.table.slice(index, 1).to_pylist()[0])
+        return self.place.row(self.first + index, with_texts(self.table.slice(index, 1).to_pylist()[0]))
 
 
 def _row_groups(file: RangeFile, place: Place) -> Iterator[Block]:

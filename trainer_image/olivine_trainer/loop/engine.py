@@ -2,9 +2,10 @@
 
 import math
 import os
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,8 +44,28 @@ class StepResult:
     grad_norm: float
     tokens: int
     learned_tokens: int
+    input_seconds: float = 0.0
+    """That this rank spent on preparing rows."""
     truncated: int = 0
     """Rows that were cut to data.maxLength."""
+
+
+@dataclass
+class _Sums:
+    """A rank's losses of one step, and what they are of."""
+
+    total: torch.Tensor
+    input_seconds: float = 0.0
+    parts: list[tuple[Sequence[Example], torch.Tensor]] = field(default_factory=list[tuple[Sequence[Example], torch.Tensor]])
+
+    def add(self, members: Sequence[Example], loss: torch.Tensor) -> None:
+        """One micro-batch's; nothing is read from the device here."""
+        self.total += loss
+        self.parts.append((members, loss))
+
+    def not_finite(self) -> list[int]:
+        """The numbers of the rows in micro-batches whose loss is no number."""
+        return [example.number for members, loss in self.parts if not math.isfinite(float(loss)) for example in members]
 
 
 @dataclass(frozen=True)
@@ -97,22 +118,26 @@ class Engine:
         The loss is the mean over all learned tokens (or pairs) of the global batch, however it is divided into ranks and micro-batches:
         each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
+        start = time.monotonic()
         # Which rows a step has, length does not decide here: only which of them are padded together.
         examples = by_length(rows.batch(self.training.seed, step, self.effective_batch))
+        drawn = time.monotonic() - start
         weight = sum(example.weight for example in examples)
         micro_batches = rank_micro_batches(examples, rank=self.world.rank, world=self.world.size, micro=micro)
         self.prepared.train()
         try:
-            total = self._accumulate(micro_batches, weight, go_on, filler=examples[:1])
+            sums = self._accumulate(micro_batches, weight, go_on, filler=examples[:1])
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
             raise
-        loss = self.world.sums([float(total)])[0] / max(weight, 1)
+        loss = self.world.sums([float(sums.total)])[0] / max(weight, 1)
         if not math.isfinite(loss):
-            raise NonFiniteLossError(step + 1, "the loss", self.schedule.learning_rate)
+            guilty = [number for numbers in self.world.gather(sums.not_finite()) for number in numbers]
+            raise NonFiniteLossError(step + 1, "the loss", self.schedule.learning_rate, rows=guilty)
         return StepResult(
             loss=loss,
-            grad_norm=self._move(step),
+            grad_norm=self._move(step, examples),
+            input_seconds=drawn + sums.input_seconds,
             tokens=sum(example.tokens for example in examples),
             learned_tokens=sum(example.learned_tokens for example in examples),
             truncated=sum(example.truncated for example in examples),
@@ -120,29 +145,31 @@ class Engine:
 
     def _accumulate(
         self, micro_batches: Sequence[Sequence[Example]], weight: int, go_on: Callable[..., None], *, filler: Sequence[Example]
-    ) -> torch.Tensor:
-        """This rank's gradients; returns its summed loss. Memory that runs out is told to all ranks at the next `go_on`.
+    ) -> "_Sums":
+        """This rank's gradients; returns its summed losses. Memory that runs out is told to all ranks at the next `go_on`.
 
         `filler`: what a rank computes in vain that has no rows left, where the others need its part of the weights.
         """
-        total = torch.zeros((), device=self.accelerator.device)
+        sums = _Sums(torch.zeros((), device=self.accelerator.device))
         exhausted: str | None = None
         for members in micro_batches:
             go_on(exhausted)
             if not members and self.shards is None:
                 continue  # rows that do not divide evenly: this rank has none left
             try:
+                start = time.monotonic()
                 batch = collate(members or filler, self.pad_id, self.accelerator.device, packed=self.packed)
-                total += self._add_gradients(batch, weight, counts=bool(members))
+                sums.input_seconds += time.monotonic() - start
+                sums.add(members, self.add_gradients(batch, weight, counts=bool(members)))
             except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error) or self.shards is not None:  # the others wait in the middle of a layer for this rank
                     raise
                 exhausted = first_line(error)  # not the error itself: its frames hold the tensors
         go_on(exhausted, step_done=True)
-        return total
+        return sums
 
-    def _add_gradients(self, batch: Batch, weight: int, *, counts: bool) -> torch.Tensor:
-        """Forward and backward of a micro-batch; its summed loss."""
+    def add_gradients(self, batch: Batch, weight: int, *, counts: bool = True) -> torch.Tensor:
+        """Forward and backward of a micro-batch; its summed loss, that weighs nothing unless it `counts`."""
         if self.shards is None:
             nll = self.prepared(batch)
             self.accelerator.backward(nll * (1 / max(weight, 1)))
@@ -154,12 +181,13 @@ class Engine:
             self.accelerator.backward(nll * (self.world.size / max(weight, 1)))
         return nll.detach()
 
-    def _move(self, step: int) -> float:
+    def _move(self, step: int, examples: Sequence[Example]) -> float:
         """Sum over the ranks, clip, step, schedule; the gradient's norm before clipping."""
         norm = self._clip()
         scaler = self.accelerator.scaler
         if not may_go_on(norm, scaler.get_scale() if scaler is not None else None):
-            raise NonFiniteLossError(step + 1, "the gradient", self.schedule.learning_rate)
+            numbers = [example.number for example in examples]
+            raise NonFiniteLossError(step + 1, "the gradient", self.schedule.learning_rate, rows=numbers)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:

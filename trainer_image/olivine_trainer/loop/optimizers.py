@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.optimization import Adafactor
 
 from olivine_api.finetunejob import Optimizer, Training
@@ -12,6 +13,8 @@ from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.methods.method import trainable
 from olivine_trainer.world.shards import divided_like
+
+_KEPT_WHOLE = 4096  # numbers; bitsandbytes keeps smaller parameters' state in fp32: there is nothing to gain
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -51,7 +54,6 @@ def _of_8_bits(groups: list[dict[str, Any]], training: Training) -> torch.optim.
         )
     import bitsandbytes.optim  # noqa: PLC0415  (seconds: only where it is used)
 
-    # bitsandbytes keeps parameters of fewer than 4096 numbers in fp32: there is nothing to gain.
     known: Any = bitsandbytes.optim
     make = known.PagedAdamW8bit if paged else known.AdamW8bit
     return make(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
@@ -103,3 +105,35 @@ def _state(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, 
 
 def _raw(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def state_bytes(name: Optimizer, parameters: Mapping[str, nn.Parameter]) -> int:
+    """What the state of all parameters takes once the first step is done."""
+    return sum(_bytes_of(name, parameter) for parameter in parameters.values())
+
+
+def present_bytes(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> int:
+    """What it takes now: nothing before the first step, all of it after a resume."""
+    state = _state(optimizer, parameters).values()
+    return sum(held_numbers(value) * value.element_size() for value in state if isinstance(value, torch.Tensor))
+
+
+def held_numbers(value: torch.Tensor) -> int:
+    """How many of a tensor's numbers this rank holds: its part of a divided one."""
+    return value.to_local().numel() if isinstance(value, DTensor) else value.numel()
+
+
+def _bytes_of(name: Optimizer, parameter: nn.Parameter) -> int:
+    size = held_numbers(parameter)
+    match name:
+        case Optimizer.ADAMW_TORCH | Optimizer.ADAMW_TORCH_FUSED:
+            return 2 * size * parameter.element_size()
+        case Optimizer.SGD:
+            return 0
+        case Optimizer.ADAFACTOR:
+            if parameter.ndim < 2:
+                return 4 * size
+            *_, rows, columns = parameter.shape
+            return 4 * (size // columns + size // rows)
+        case Optimizer.ADAMW_8BIT | Optimizer.PAGED_ADAMW_8BIT:
+            return 2 * size + 2 * 4 * (size // 256) if size >= _KEPT_WHOLE else 2 * 4 * size

@@ -26,6 +26,7 @@ from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import MemoryExhaustedError
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import StepResult
+from olivine_trainer.loop.estimate import estimate
 from olivine_trainer.loop.micro import free_caches
 from olivine_trainer.loop.publish import publish
 from olivine_trainer.loop.run import Run, set_up
@@ -44,7 +45,7 @@ from olivine_trainer.loop.state import (
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers, require_measured
 from olivine_trainer.loop.tolerance import tolerated
-from olivine_trainer.loop.tracker import memory_in_words
+from olivine_trainer.loop.usage import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import Restored, prune_checkpoints, restore_newest, save_checkpoint
@@ -100,6 +101,7 @@ def train(
 def _train_and_publish(run: Run, done: Progressed) -> Published:
     try:
         baseline = _measure_base(run)
+        _estimate(run, done)
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
@@ -202,6 +204,13 @@ def _measure_base(run: Run) -> Baseline:
     if stopping is not None:
         require_measured(stopping, baseline.metrics)
     return baseline
+
+
+def _estimate(run: Run, done: Progressed) -> None:
+    """Tell what the steps that are left will take."""
+    left = run.tracker.total_steps - done.step
+    if left:
+        run.board.update(estimate=estimate(run.engine, run.data.looked_at, run.micro.rows, steps_left=left))
 
 
 def _train_steps(run: Run, done: Progressed) -> Progressed:
