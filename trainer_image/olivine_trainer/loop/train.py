@@ -210,7 +210,7 @@ def _estimate(run: Run, done: Progressed) -> None:
     """Tell what the steps that are left will take."""
     left = run.tracker.total_steps - done.step
     if left:
-        run.board.update(estimate=estimate(run.engine, run.data.looked_at, run.micro.rows, steps_left=left))
+        run.board.update(estimate=estimate(run.engine, run.data.some, run.micro.rows, steps_left=left))
 
 
 def _train_steps(run: Run, done: Progressed) -> Progressed:
