@@ -103,3 +103,20 @@ def test_a_lost_rank_ends_the_other_in_the_middle_of_a_layer(ranks: Ranks, tiny_
     assert time.monotonic() - start < 15
     assert "rank 1" in zero.end().message
     assert "Traceback" not in zero.log
+
+
+def test_the_best_weights_of_a_divided_model_are_published(ranks: Ranks, tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Early stopping puts an earlier step's weights back into every rank's part."""
+    changes = FULL | {
+        "training__learningRate": 0.3,
+        "training__scheduler": "constant",
+        "training__warmupSteps": 0,
+        "training__maxSteps": 30,
+        "training__earlyStopping": {"patience": 2},
+        "evaluation__everySteps": 1,
+        "evaluation__samples": 0,
+    }
+    snapshot = _snapshot(ranks.run(make_job(tiny_model, rows, f"file://{tmp_path}/runs", **changes))[0])
+    assert snapshot.best is not None
+    assert snapshot.best.step < snapshot.progress.step
+    assert snapshot.metrics["evalLoss"] == snapshot.best.value

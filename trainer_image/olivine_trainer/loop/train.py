@@ -305,6 +305,7 @@ def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, 
     name = metric_of(asked)
     done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
     if done.stopping.best_step == done.step:
+        run.scratch.mkdir(parents=True, exist_ok=True)  # no checkpoint has been written there yet
         with run.engine.whole(CPU):
             run.engine.method.save_weights(best_weights(run.scratch))
         run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
