@@ -283,6 +283,24 @@ class JobIdentity(StatusModel):
     """Name of the training child."""
 
 
+class Trials(StatusModel):
+    """How many trials of a search are in which state."""
+
+    total: Annotated[int, Field(ge=0)]
+    running: Annotated[int, Field(ge=0)] = 0
+    succeeded: Annotated[int, Field(ge=0)] = 0
+    failed: Annotated[int, Field(ge=0)] = 0
+    pruned: Annotated[int, Field(ge=0)] = 0
+
+
+class BestTrial(StatusModel):
+    """The best trial so far; its own resource has its parameters."""
+
+    name: ShortText
+    value: float
+    """Of search.metric."""
+
+
 class FineTuneJobStatus(StatusModel):
     """What the operator tells of a job."""
 
@@ -327,6 +345,10 @@ class FineTuneJobStatus(StatusModel):
     utilization: Utilization | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None
+    trials: Trials | None = None
+    """Of a search."""
+    best_trial: BestTrial | None = None
+    """Of a search."""
 
 
 def thin_curve(points: list[CurvePoint], limit: int = CURVE_LIMIT) -> list[CurvePoint]:
