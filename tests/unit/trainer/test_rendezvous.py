@@ -72,8 +72,10 @@ def test_a_rank_that_comes_back_takes_its_own_place() -> None:
     leader = meeting.come(0)
     with meeting.connect() as old:
         old.sendall(json.dumps({"run": "u1", "rank": 1, "size": 3, "pod": "old"}).encode() + b"\n")
-        time.sleep(0.1)  # its hello is the first
-        again, other = meeting.come(1), meeting.come(2)
+        again = meeting.come(1)
+        old.settimeout(20)
+        assert old.recv(1) == b""  # the new one has its place
+        other = meeting.come(2)
         assert [link.name for link in leader.result(20)] == ["rank 1 (tone-1)", "rank 2 (tone-2)"]
         assert (len(again.result(20)), len(other.result(20))) == (1, 1)
 
