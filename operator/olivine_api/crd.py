@@ -37,7 +37,8 @@ _NAME_RULE = Rule(
 _FIXED_RULES = (
     Rule(
         cel=f"!({_HAS_CHILD}) || ({_unchanged(_FIXED)})",
-        message=f"the spec is fixed once its training child exists, but for {', '.join(MUTABLE_FIELDS)}: {_WAY_OUT}",
+        message=f"the spec is fixed once its training child exists, but for {', '.join(MUTABLE_FIELDS)}"
+        f" (and pods.{' and pods.'.join(SUSPENDED_MUTABLE_PODS)} while suspended): {_WAY_OUT}",
     ),
     Rule(
         cel=f"!({_HAS_CHILD}) || ({_unchanged(_FIXED_PODS)})",
@@ -46,7 +47,7 @@ _FIXED_RULES = (
     ),
     Rule(
         cel=f"!({_HAS_CHILD}) || oldSelf.spec.suspend || ({_unchanged(_ELASTIC_PODS)})",
-        message="spec.pods.count and spec.pods.resources may change only while the job is suspended: set spec.suspend to true first",
+        message="spec.pods.count and spec.pods.resources may change only while the job is suspended: set spec.suspend to true first, in a change of its own",
     ),
 )
 

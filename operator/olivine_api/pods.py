@@ -9,7 +9,9 @@ from olivine_api import names
 from olivine_api.base import ApiModel, Rule
 from olivine_api.sources import LocalObjectReference, ObjectName, Uri
 
-Quantity = Annotated[str, StringConstraints(max_length=64)]
+# resource.Quantity, as Kubernetes' own schemas have it.
+_QUANTITY = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
+Quantity = Annotated[str, StringConstraints(pattern=_QUANTITY, max_length=64)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 MountPath = Annotated[str, StringConstraints(pattern=r"^/", min_length=2, max_length=1024)]

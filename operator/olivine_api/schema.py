@@ -83,7 +83,9 @@ class _Converter:
             return self.convert({**options[0], **{k: v for k, v in node.items() if k != "anyOf"}})
         types = {option.get("type") for option in options}
         if types == {"integer", "string"}:
-            return {**_annotations(node), "x-kubernetes-int-or-string": True}
+            kept = {**_annotations(node), "x-kubernetes-int-or-string": True}
+            pattern = next((option["pattern"] for option in options if "pattern" in option), None)
+            return kept if pattern is None else {**kept, "pattern": pattern}
         if types <= {"number", "string", "boolean"}:
             # No structural type says "a number or a string": the operator's own check tells them from the rest.
             return {**_annotations(node), "x-kubernetes-preserve-unknown-fields": True}

@@ -161,6 +161,8 @@ WRONG: dict[str, tuple[Json, str]] = {
     ),
     # pods
     "no pods": ({"pods": {"count": 0}}, "count"),
+    "quantity of no unit": ({"pods": {"resources": {"limits": {"memory": "4GB"}}}}, "memory"),
+    "quantity in words": ({"pods": {"resources": {"requests": {"cpu": "half"}}}}, "cpu"),
     "our variable": ({"pods": {"env": [{"name": "WORLD_SIZE", "value": "2"}]}}, "pods.env cannot set"),
     "value and source": (
         {"pods": {"env": [{"name": "A", "value": "b", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},

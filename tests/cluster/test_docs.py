@@ -23,6 +23,7 @@ NOT_RUN = {
     r"export KUBECONFIG=": "every command below runs with it",
     r"docker build ": "needs a Docker engine; the embedded cluster's images are made without one",
     r"helm uninstall ": "the session's operator would go; tests/api/test_upgrade.py uninstalls a release",
+    r"kubectl wait ftj": "waits until the job has ended",
     r"kubectl create namespace ": "done by the fixture, with what the embedded cluster's pods need",
 }
 

@@ -1,5 +1,6 @@
 """A tiny model with random weights, real in every other respect."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,17 @@ def make_tiny(family: str, folder: Path) -> Path:
     getattr(transformers, model_name)(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def likeliest(model: Any, tokenizer: Any, prompt: str, answers: Sequence[str]) -> str:
+    """The answer that a plain model finds most probable after a prompt, its stop token included."""
+    import torch
+
+    scores: dict[str, float] = {}
+    start = tokenizer.encode(prompt)
+    for answer in answers:
+        ids = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].log_softmax(-1)
+        scores[answer] = float(logits[torch.arange(len(ids)), torch.tensor(ids)].sum())
+    return max(scores, key=lambda answer: scores[answer])

@@ -36,7 +36,8 @@ def fail_by_user(draft: Draft, reason: str, message: str) -> None:
 
 def cancel(draft: Draft) -> None:
     """Ends the job because its user wants so."""
-    _end_failed(draft, Reason.CANCELLED, "cancelled by spec.cancel; checkpoints stay in the storage")
+    kept = "; its checkpoints stay in the storage" if draft.status.checkpoint is not None else ""
+    _end_failed(draft, Reason.CANCELLED, f"cancelled by spec.cancel{kept}")
 
 
 def succeed(draft: Draft) -> None:

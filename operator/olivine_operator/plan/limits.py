@@ -19,16 +19,18 @@ def ended_by_deadline(draft: Draft) -> bool:
     spent = running_seconds(draft.before, draft.observed.pods, draft.now)
     if limit is not None and spent >= limit:
         message = (
-            f"spec.activeDeadlineSeconds is {limit}, and the job has been running for {spent} s, all attempts together; "
-            "its checkpoints stay in the storage: a new job needs a longer deadline"
+            f"spec.activeDeadlineSeconds is {limit}, and the job has been running for {spent} s, all attempts together: "
+            "a new job needs a longer deadline, and begins anew"
         )
         endings.fail_by_user(draft, Reason.DEADLINE_EXCEEDED, message)
         return True
     due = _queue_deadline(draft)
     if due is not None and draft.now >= due:
+        running = draft.condition(ConditionType.RUNNING)
+        waited = f" (the last that was told: {running.message})" if running is not None and running.message else ""
         message = (
-            f"spec.queueDeadlineSeconds is {draft.wishes.queue_deadline_seconds}, and no pod has run by then: "
-            "a new job needs a longer deadline, a smaller wish, or another queue"
+            f"spec.queueDeadlineSeconds is {draft.wishes.queue_deadline_seconds}, and no pod has run by then{waited}: "
+            "a new job needs what it waited for, or a longer deadline"
         )
         endings.fail_by_user(draft, Reason.QUEUE_DEADLINE_EXCEEDED, message)
         return True

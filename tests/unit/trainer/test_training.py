@@ -27,6 +27,7 @@ from olivine_trainer.storage.checkpoints import prune_checkpoints, restore_newes
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.world import alone
+from tests.support.models import likeliest
 from tests.unit.trainer.support import (
     StopAt,
     adapter_bytes,
@@ -212,14 +213,7 @@ def test_the_published_adapter_is_peft_and_gives_the_same_logits(tiny_model: Pat
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), str(folder)).eval()
     # The run's own samples are the reference: plain peft must find the same label the likeliest answer.
     for sample in uninterrupted.samples:
-        likelihoods: dict[str, float] = {}
-        prompt = tokenizer.encode(sample.prompt)
-        for tone in ("joy", "anger", "fear"):
-            answer = [*tokenizer.encode(f" {tone}"), tokenizer.eos_token_id]
-            with torch.no_grad():
-                logits = loaded(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            likelihoods[f" {tone}"] = float(logits[torch.arange(len(answer)), torch.tensor(answer)].sum())
-        assert max(likelihoods, key=lambda label: likelihoods[label]) == sample.tuned
+        assert likeliest(loaded, tokenizer, sample.prompt, [f" {tone}" for tone in ("joy", "anger", "fear")]) == sample.tuned
 
 
 def test_the_snapshot_tells_all(uninterrupted: Any) -> None:
