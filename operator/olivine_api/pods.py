@@ -341,26 +341,43 @@ class Pods(ApiModel):
     resources: Resources | None = None
     """May change while the job is suspended."""
     image: Uri | None = None
+    """The trainer's image. Default: the chart's."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """Default: the chart's."""
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] | None = None
+    """Secrets for the image's registry; instead of the chart's."""
     service_account_name: ObjectName | None = None
+    """Whose cloud identity the pods have; no token of it is mounted."""
     priority_class_name: ObjectName | None = None
+    """Which pods may push others out."""
     node_selector: LabelMap | None = None
+    """Labels that a node must have, beside the chart's."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    """Taints of nodes that do not matter, beside the chart's."""
     affinity: Affinity | None = None
+    """Near what the pods run, as in a pod."""
     topology_spread_constraints: Annotated[list[TopologySpreadConstraint], Field(max_length=16)] | None = None
+    """How the pods spread over nodes or zones, as in a pod."""
     runtime_class_name: ObjectName | None = None
+    """The container runtime, e.g. nvidia."""
     scheduler_name: ObjectName | None = None
+    """A scheduler other than the cluster's default."""
     termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
     """Time for the last checkpoint after SIGTERM, seconds."""
     env: Annotated[list[EnvVar], Field(max_length=64)] | None = None
+    """Environment variables, beside the chart's; of equal names these win."""
     env_from: Annotated[list[EnvFrom], Field(max_length=16)] | None = None
+    """Whole ConfigMaps and Secrets as environment variables."""
     volumes: Annotated[list[Volume], Field(max_length=32)] | None = None
+    """Further volumes."""
     volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] | None = None
+    """Where those volumes stand."""
     shared_memory: int | Quantity | None = None
     """Size of /dev/shm, counted against the memory limit, e.g. 2Gi. Default: the chart's."""
     labels: LabelMap | None = None
+    """Labels of the pods."""
     annotations: Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=32)] | None = None
+    """Annotations of the pods."""
 
 
 def _matches(pattern: str, text: str) -> bool:

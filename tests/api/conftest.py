@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from devcluster.controlplane import ControlPlane
+from olivine_api.status import Phase
 from tests.api.jobs import Namespace
-from tests.api.kube import FTJ, Kube
+from tests.api.kube import FTJ, Json, Kube
 from tests.api.operator_process import OperatorProcess, install_chart, kubeconfig_of_operator
 from tests.support.wait import wait_for
 
@@ -52,3 +53,13 @@ def ns(kube: Kube) -> Iterator[Namespace]:
     yield namespace
     # What is left would be in the counts of later tests.
     kube.must("DELETE", namespace.path(FTJ))
+
+
+@pytest.fixture
+def pod(ns: Namespace, operator: OperatorProcess) -> Json:
+    """The running pod of a job named `report`."""
+    ns.apply("report")
+    pod = ns.wait_pod("report")
+    ns.pod_runs(pod)
+    ns.wait_phase("report", Phase.RUNNING)
+    return pod

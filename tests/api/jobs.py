@@ -142,6 +142,10 @@ class Namespace:
         """What of spec.pods leads to that node."""
         return {"nodeSelector": {"test": self.name}, "tolerations": [{"key": "test", "operator": "Exists"}]}
 
+    def ca(self, name: str) -> str:
+        """The certificates that a job's trainers trust."""
+        return self.config_maps(name)[0]["data"][names.CONFIG_CA]
+
     def config_maps(self, name: str) -> list[Json]:
         return self.children(CONFIG_MAPS, name)
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from olivine_api import names
-from olivine_api.status import Phase
 from tests.api.jobs import Namespace, snapshot
 from tests.api.kube import Json
 from tests.api.operator_process import NAMESPACE, OperatorProcess, pod_token
@@ -35,19 +33,6 @@ def second(operator: OperatorProcess, tmp_path: Path) -> Iterator[OperatorProces
     assert "Traceback" not in second.log.read_text()
 
 
-@pytest.fixture
-def pod(ns: Namespace, operator: OperatorProcess) -> Json:
-    ns.apply("report")
-    pod = ns.wait_pod("report")
-    ns.pod_runs(pod)
-    ns.wait_phase("report", Phase.RUNNING)
-    return pod
-
-
-def ca_of(ns: Namespace) -> str:
-    return ns.config_maps("report")[0]["data"][names.CONFIG_CA]
-
-
 def step(ns: Namespace) -> int:
     progress = ns.status("report").progress
     return progress.step if progress is not None else 0
@@ -58,7 +43,7 @@ class Poster:
 
     def __init__(self, ns: Namespace, pod: Json, *operators: OperatorProcess) -> None:
         self._ns, self._operators = ns, operators
-        self._token, self._ca = pod_token(ns.kube, pod), ca_of(ns)
+        self._token, self._ca = pod_token(ns.kube, pod), ns.ca("report")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.sent = 0
@@ -91,7 +76,7 @@ def test_a_standby_is_ready_and_hands_reports_to_the_leader(
 ) -> None:
     assert second.get("/readyz")[0] == 200
     assert not second.leads()
-    token, ca = pod_token(ns.kube, pod), ca_of(ns)
+    token, ca = pod_token(ns.kube, pod), ns.ca("report")
     assert second.post(ns.name, "report", snapshot("Training", 3), token=token, ca=ca) == (204, "")
     wait_for("the step", lambda: step(ns) == 3, seconds=5)
     assert 'olivine_status_posts_total{result="forwarded"} 1.0' in second.get("/metrics")[1]
@@ -105,7 +90,7 @@ def test_a_standby_is_ready_and_hands_reports_to_the_leader(
 
 
 def test_a_report_is_handed_on_once_at_most(ns: Namespace, second: OperatorProcess, pod: Json) -> None:
-    token, ca = pod_token(ns.kube, pod), ca_of(ns)
+    token, ca = pod_token(ns.kube, pod), ns.ca("report")
     headers = {"Olivine-Forwarded-By": "somebody"}
     code, text = second.post(ns.name, "report", snapshot("Training", 3), token=token, ca=ca, headers=headers)
     assert (code, "handed on once" in text) == (503, True)

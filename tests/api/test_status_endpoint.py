@@ -22,26 +22,13 @@ from tests.api.operator_process import NAMESPACE, OperatorProcess, pod_token
 from tests.support.wait import wait_for
 
 
-@pytest.fixture
-def pod(ns: Namespace, operator: OperatorProcess) -> Json:
-    ns.apply("report")
-    pod = ns.wait_pod("report")
-    ns.pod_runs(pod)
-    ns.wait_phase("report", Phase.RUNNING)
-    return pod
-
-
-def ca_of(ns: Namespace) -> str:
-    return ns.config_maps("report")[0]["data"][names.CONFIG_CA]
-
-
 def noted_ca(ns: Namespace) -> str:
     return ns.wait_job("report")["metadata"]["annotations"]["olivine.dev/config-digest"]
 
 
 def test_a_trainers_report_becomes_status(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
     body = snapshot("Training", 3, metrics={"trainLoss": 2.5}, curve=[{"step": 3, "trainLoss": 2.5}])
-    code, text = operator.post(ns.name, "report", body, token=pod_token(ns.kube, pod), ca=ca_of(ns))
+    code, text = operator.post(ns.name, "report", body, token=pod_token(ns.kube, pod), ca=ns.ca("report"))
     assert (code, text) == (204, "")
     wait_for("the step", lambda: (p := ns.status("report").progress) and p.step == 3, seconds=5)
     status = ns.status("report")
@@ -52,7 +39,7 @@ def test_a_trainers_report_becomes_status(ns: Namespace, operator: OperatorProce
 
 
 def test_tokens_that_are_not_the_pods_own_are_refused(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca, kube = ca_of(ns), ns.kube
+    ca, kube = ns.ca("report"), ns.kube
     # A pod of the same namespace that is no trainer of this job, though it says so.
     security = {
         "allowPrivilegeEscalation": False,
@@ -98,7 +85,7 @@ def test_tokens_that_are_not_the_pods_own_are_refused(ns: Namespace, operator: O
 
 
 def test_reports_that_are_not_in_order_are_refused_and_leave_no_trace(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca, token = ca_of(ns), pod_token(ns.kube, pod)
+    ca, token = ns.ca("report"), pod_token(ns.kube, pod)
     cases = {
         b"[": (400, "not JSON"),
         b'{"progress":{"stage":"Dancing"}}': (422, "report.progress.stage"),
@@ -119,7 +106,7 @@ def test_reports_that_are_not_in_order_are_refused_and_leave_no_trace(ns: Namesp
 
 
 def test_a_flood_is_throttled(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca, token = ca_of(ns), pod_token(ns.kube, pod)
+    ca, token = ns.ca("report"), pod_token(ns.kube, pod)
 
     def post(_: int = 0) -> int:
         return operator.post(ns.name, "report", snapshot(step=1), token=token, ca=ca)[0]
@@ -136,7 +123,7 @@ def test_only_the_jobs_ca_vouches_for_the_endpoint(ns: Namespace, operator: Oper
 
 
 def test_the_certificate_outlives_a_restart(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca = ca_of(ns)
+    ca = ns.ca("report")
     operator.stop()
     operator.start()
     code, _ = operator.post(ns.name, "report", snapshot("Training", 4), token=pod_token(ns.kube, pod), ca=ca)
@@ -146,12 +133,12 @@ def test_the_certificate_outlives_a_restart(ns: Namespace, operator: OperatorPro
 
 
 def test_a_running_jobs_pods_are_told_of_a_new_ca(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    old, noted = ca_of(ns), noted_ca(ns)
+    old, noted = ns.ca("report"), noted_ca(ns)
     operator.stop()
     ns.kube.must("DELETE", f"/api/v1/namespaces/{NAMESPACE}/secrets/olivine-status-tls")
     operator.start()
-    wait_for("the new CA", lambda: ca_of(ns) != old, seconds=10)
-    code, _ = operator.post(ns.name, "report", snapshot("Training", 4), token=pod_token(ns.kube, pod), ca=ca_of(ns))
+    wait_for("the new CA", lambda: ns.ca("report") != old, seconds=10)
+    code, _ = operator.post(ns.name, "report", snapshot("Training", 4), token=pod_token(ns.kube, pod), ca=ns.ca("report"))
     assert code == 204
     wait_for("the note of it", lambda: noted_ca(ns) != noted, seconds=5)
 
@@ -170,13 +157,13 @@ def posted(operator: OperatorProcess, name: str, ns: Namespace, *, token: str, c
 def test_a_pod_of_another_job_tells_nothing_of_this_one(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
     ns.apply("another")
     other = ns.wait_pod("another")
-    code, text = posted(operator, "report", ns, token=pod_token(ns.kube, other), ca=ca_of(ns))
+    code, text = posted(operator, "report", ns, token=pod_token(ns.kube, other), ca=ns.ca("report"))
     assert (code, "does not work for this job" in text) == (403, True)
     assert ns.status("report").progress is None
 
 
 def test_a_pod_of_an_earlier_attempt_tells_nothing_any_more(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca, token = ca_of(ns), pod_token(ns.kube, pod)
+    ca, token = ns.ca("report"), pod_token(ns.kube, pod)
     assert posted(operator, "report", ns, token=token, ca=ca)[0] == 204
     ns.pod_ends(pod, 30, {"category": "Infrastructure", "reason": "StorageUnavailable", "message": "the bucket is away", "step": 3})
     wait_for("the operator knows", lambda: ns.status("report").restarts == 1, seconds=15)
@@ -199,13 +186,13 @@ def test_of_several_pods_the_first_one_reports(ns: Namespace, operator: Operator
     for pod in pods:
         ns.pod_runs(pod)
     ns.wait_phase("report", Phase.RUNNING)
-    code, text = posted(operator, "report", ns, token=pod_token(ns.kube, by_index["1"]), ca=ca_of(ns))
+    code, text = posted(operator, "report", ns, token=pod_token(ns.kube, by_index["1"]), ca=ns.ca("report"))
     assert (code, "the pod with index 0 reports for all" in text) == (403, True)
-    assert posted(operator, "report", ns, token=pod_token(ns.kube, by_index["0"]), ca=ca_of(ns))[0] == 204
+    assert posted(operator, "report", ns, token=pod_token(ns.kube, by_index["0"]), ca=ns.ca("report"))[0] == 204
 
 
 def test_an_expired_token_is_refused(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca, good = ca_of(ns), pod_token(ns.kube, pod)
+    ca, good = ns.ca("report"), pod_token(ns.kube, pod)
     # Signed with the cluster's own key: the same claims with another end are good, so that the end alone is what is refused.
     assert posted(operator, "report", ns, token=signed_again(ns, good, ends_in=500), ca=ca)[0] == 204
     code, text = posted(operator, "report", ns, token=signed_again(ns, good, ends_in=-5), ca=ca)
@@ -225,7 +212,7 @@ def signed_again(ns: Namespace, token: str, *, ends_in: int) -> str:
 
 
 def test_a_token_is_reviewed_once_and_junk_never(ns: Namespace, operator: OperatorProcess, pod: Json) -> None:
-    ca, token = ca_of(ns), pod_token(ns.kube, pod)
+    ca, token = ns.ca("report"), pod_token(ns.kube, pod)
 
     def reviews() -> int:
         return operator.requests().get(("POST", "TokenReview"), 0)
@@ -247,7 +234,7 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(ns: Namespace, operato
         for _ in range(100):
             yield b'"' + b"x" * 1024
 
-    code, text = operator.post(ns.name, "report", endless(), token=pod_token(ns.kube, pod), ca=ca_of(ns))
+    code, text = operator.post(ns.name, "report", endless(), token=pod_token(ns.kube, pod), ca=ns.ca("report"))
     assert (code, "at most 65536 bytes" in text) == (413, True)
 
 
@@ -257,7 +244,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(ns: Namespace, operator: Op
         time.sleep(11)
         yield b"}"
 
-    code, text = operator.post(ns.name, "report", dawdling(), token=pod_token(ns.kube, pod), ca=ca_of(ns))
+    code, text = operator.post(ns.name, "report", dawdling(), token=pod_token(ns.kube, pod), ca=ns.ca("report"))
     assert (code, "within 10 seconds" in text) == (408, True)
 
 
@@ -273,7 +260,7 @@ def test_one_ca_follows_another_while_a_trainer_reports(
     token = pod_token(ns.kube, pod)
     seen: list[tuple[int, str]] = []
     try:
-        first = ca_of(ns)
+        first = ns.ca("report")
         old = ns.kube.must("GET", secret)["data"]["ca.crt"]
         ns.kube.merge(secret, {"metadata": {"annotations": {"olivine.dev/rotate-ca": "now"}}})
         lagging, deadline = first, time.monotonic() + 60
@@ -283,7 +270,7 @@ def test_one_ca_follows_another_while_a_trainer_reports(
             assert code == 204, text
             seen.append((lagging.count("BEGIN CERTIFICATE"), text))
             time.sleep(2)
-            lagging = ca_of(ns)
+            lagging = ns.ca("report")
         assert [count for count, _ in seen][-1] == 1
         assert 2 in [count for count, _ in seen]
         assert lagging != first

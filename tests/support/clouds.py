@@ -8,12 +8,13 @@ import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from http.server import BaseHTTPRequestHandler
+from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from olivine_trainer.storage.credentials import Access
+from tests.support.serving import QuietHandler, served
 
 Scheme = Literal["s3", "gs", "az"]
 ACCOUNT = "account"
@@ -58,28 +59,17 @@ class Cloud:
 @contextmanager
 def running_cloud(scheme: Scheme) -> Generator[Cloud]:
     """A store on a port of its own."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    base = f"http://127.0.0.1:{server.server_address[1]}"
-    cloud = Cloud(scheme, f"{base}/{ACCOUNT}" if scheme == "az" else base)
-    server.cloud = cloud  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+
+    def make(port: int) -> Cloud:
+        base = f"http://127.0.0.1:{port}"
+        return Cloud(scheme, f"{base}/{ACCOUNT}" if scheme == "az" else base)
+
+    with served(_Handler, "cloud", make) as cloud:
         yield cloud
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    @property
-    def cloud(self) -> Cloud:
-        return self.server.cloud  # type: ignore[attr-defined]
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (as the base class has it)
-        """Quiet."""
+class _Handler(QuietHandler, BaseHTTPRequestHandler):
+    cloud: Cloud
 
     def do_HEAD(self) -> None:
         self._read()

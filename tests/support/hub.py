@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.serving import QuietHandler, served
 
 _LARGE = (".safetensors", ".parquet", ".bin")
 _PAGE = 3  # entries of one page of a tree
@@ -73,29 +74,12 @@ class RefusedError(Exception):
 @contextmanager
 def running_hub() -> Generator[Hub]:
     """A hub on a port of its own."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    port = server.server_address[1]
-    hub = Hub(endpoint=f"http://127.0.0.1:{port}", cdn=f"http://localhost:{port}")
-    server.hub = hub  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with served(_Handler, "hub", lambda port: Hub(endpoint=f"http://127.0.0.1:{port}", cdn=f"http://localhost:{port}")) as hub:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    @property
-    def hub(self) -> Hub:
-        return self.server.hub  # type: ignore[attr-defined]
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (as the base class has it)
-        """Quiet."""
+class _Handler(QuietHandler, BaseHTTPRequestHandler):
+    hub: Hub
 
     def do_HEAD(self) -> None:
         self._answer()

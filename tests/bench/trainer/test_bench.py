@@ -29,7 +29,7 @@ def test_a_verdict_says_whether_the_goal_is_reached(name: str, other: Run, says:
 
 
 def test_curves_of_different_length_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(ValueError, match="longer"):
         curve_distance([1.0], [1.0, 2.0])
 
 

@@ -121,6 +121,20 @@ def test_a_classifier_is_saved_and_loaded_by_others(models: dict[str, Path], tmp
         assert "anger" in configs
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "Full"])
+def test_the_base_is_measured_with_the_head_that_training_began_with(models: dict[str, Path], method: str) -> None:
+    """Also by an attempt that resumed with a trained one."""
+    import torch
+
+    made, tokenizer = classifier(models["Llama"], method)
+    untuned = our_logits(made, tokenizer)
+    nudge(made)
+    tuned = our_logits(made, tokenizer)
+    with made.as_base():
+        assert torch.equal(our_logits(made, tokenizer), untuned)
+    assert torch.equal(our_logits(made, tokenizer), tuned)
+
+
 def test_a_head_starts_from_the_seed(models: dict[str, Path]) -> None:
     import torch
 

@@ -11,7 +11,8 @@ from olivine_api.exit_codes import Category, ExitCode
 from olivine_api.reasons import Reason
 from olivine_api.status import Snapshot
 from olivine_trainer.errors import ConfigurationError
-from olivine_trainer.evaluation.gates import require_measured, unmet_gates
+from olivine_trainer.evaluation.gates import unmet_gates
+from olivine_trainer.evaluation.keys import require_measured
 from olivine_trainer.storage.records import Published
 from tests.unit.trainer.ranks import Ranks
 from tests.unit.trainer.support import make_job, run_job, tone_rows, write_rows
@@ -52,7 +53,7 @@ def test_a_gate_says_what_is_not_reached(case: str) -> None:
 
 def test_a_gate_over_nothing_is_refused_before_training(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nothing is measured without rows"):
-        require_measured([Gate(metric="accuracy", min=0.5)], {})
+        require_measured("evaluation.gates[0].metric", "accuracy", {})
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(24))
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", evaluation__gates=[{"metric": "bleu", "min": 20}])
     with pytest.raises(ConfigurationError) as caught:

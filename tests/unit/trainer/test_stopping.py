@@ -104,21 +104,24 @@ def test_without_an_evaluation_the_last_weights_are_published(tiny_model: Path, 
     assert adapter_bytes(published) == adapter_bytes(plain)
 
 
-def test_a_metric_of_answers_is_followed_too(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("metric", "key"), [("accuracy", "accuracy"), ("exact_match", "exactMatch")])
+def test_a_metric_of_answers_is_followed_too(tiny_model: Path, rows: Path, tmp_path: Path, metric: str, key: str) -> None:
     changes = STOPPING | {
-        "evaluation__metrics": [{"name": "accuracy"}],
-        "training__earlyStopping": {"metric": "accuracy", "mode": "max", "patience": 1, "minDelta": 1.5},
+        "evaluation__metrics": [{"name": metric}],
+        "training__earlyStopping": {"metric": metric, "mode": "max", "patience": 1, "minDelta": 1.5},
     }
     board = Board(None)
     published = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/runs", **changes), tmp_path / "scratch", board=board)
-    # No accuracy is 1.5 better than another: the second evaluation is the last.
+    # No share is 1.5 better than another: the second evaluation is the last.
     assert published.snapshot.progress.step == 4
     assert published.snapshot.best is not None
-    assert (published.snapshot.best.metric, published.snapshot.best.step) == ("accuracy", 2)
-    assert math.isfinite(published.snapshot.metrics["accuracy"])
+    assert (published.snapshot.best.metric, published.snapshot.best.step) == (key, 2)
+    assert math.isfinite(published.snapshot.metrics[key])
 
 
 def test_a_metric_that_is_not_measured_is_told_before_training(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", **(STOPPING | {"training__earlyStopping": {"metric": "f1"}}))
-    with pytest.raises(ConfigurationError, match=r"earlyStopping\.metric is f1, .* write one of eval_loss, perplexity, or add it"):
+    with pytest.raises(
+        ConfigurationError, match=r"earlyStopping\.metric is f1, .* measured are evalLoss, perplexity; name one of them"
+    ):
         run_job(job, tmp_path / "scratch")

@@ -3,21 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from olivine_api.evaluation import Gate
-from olivine_api.reasons import Reason
-from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.evaluation.keys import camel
-
-
-def require_measured(gates: Sequence[Gate], measured: Mapping[str, bool]) -> None:
-    """Raise ConfigurationError where a gate names what is not measured. `measured`: keys, and whether lower is better."""
-    for number, gate in enumerate(gates):
-        if gate.metric is not None and camel(gate.metric) not in measured:
-            known = f"measured are {', '.join(measured)}" if measured else "nothing is measured without rows: give data.validation"
-            raise ConfigurationError(
-                Reason.INVALID_SPEC,
-                f"evaluation.gates[{number}].metric is {gate.metric}, which is not measured: {known}; name one of them,"
-                " or add the metric to evaluation.metrics",
-            )
 
 
 def unmet_gates(

@@ -1,5 +1,10 @@
 """What metrics are called in status: camelCase, and after whose rows."""
 
+from collections.abc import Collection
+
+from olivine_api.reasons import Reason
+from olivine_trainer.errors import ConfigurationError
+
 EVAL_LOSS = "evalLoss"
 PERPLEXITY = "perplexity"
 ACCURACY = "accuracy"
@@ -9,6 +14,17 @@ def camel(name: str) -> str:
     """exact_match -> exactMatch; what is camelCase already stays."""
     first, *rest = name.split("_")
     return first + "".join(part[:1].upper() + part[1:] for part in rest)
+
+
+def require_measured(field: str, metric: str, measured: Collection[str]) -> None:
+    """Raise ConfigurationError where the metric that `field` names is none of the keys that evaluations give."""
+    if camel(metric) in measured:
+        return
+    known = f"measured are {', '.join(measured)}" if measured else "nothing is measured without rows: give data.validation"
+    raise ConfigurationError(
+        Reason.INVALID_SPEC,
+        f"{field} is {metric}, which is not measured: {known}; name one of them, or add the metric to evaluation.metrics",
+    )
 
 
 def key_of(rows: str, metric: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
@@ -12,7 +13,7 @@ from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
-from olivine_trainer.evaluation.gates import require_measured
+from olivine_trainer.evaluation.keys import require_measured
 from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
@@ -160,7 +161,7 @@ def set_up(
         scorer=scorer,
         world=world,
     )
-    require_measured(spec.evaluation.gates or (), evaluator.keys)
+    _require_measured(spec, evaluator)
     tracker = Tracker(
         spec=spec,
         claim=claim,
@@ -174,6 +175,15 @@ def set_up(
     return Run(
         job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
     )
+
+
+def _require_measured(spec: FineTuneJobSpec, evaluator: Evaluator) -> None:
+    """Raise ConfigurationError for a gate or an early stopping on what nobody measures."""
+    for number, gate in enumerate(spec.evaluation.gates or ()):
+        if gate.metric is not None:
+            require_measured(f"evaluation.gates[{number}].metric", gate.metric, evaluator.keys)
+    if spec.training.early_stopping is not None:
+        require_measured("training.earlyStopping.metric", spec.training.early_stopping.metric, evaluator.keys)
 
 
 def own_loss_of(job: Job) -> OwnClass | None:

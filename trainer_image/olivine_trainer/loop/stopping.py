@@ -1,15 +1,12 @@
 """Early stopping: training ends where a metric has not improved for so many evaluations, and the best weights are published."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 
 from olivine_api.base import StatusModel
 from olivine_api.finetunejob import EarlyStopping
-from olivine_api.reasons import Reason
-from olivine_trainer.errors import ConfigurationError
-from olivine_trainer.evaluation.evaluate import EVAL_LOSS, PERPLEXITY
+from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY, camel
 
 _CHEAP = (EVAL_LOSS, PERPLEXITY)
 
@@ -41,24 +38,13 @@ class Stopping(StatusModel):
 
 
 def metric_of(asked: EarlyStopping) -> str:
-    """The metric as evaluations name it: eval_loss is evalLoss."""
-    return EVAL_LOSS if asked.metric == "eval_loss" else asked.metric
+    """The metric's key in what evaluations give."""
+    return camel(asked.metric)
 
 
 def needs_answers(asked: EarlyStopping | None) -> bool:
     """Whether each evaluation must measure everything: the validation loss alone does not tell the metric."""
     return asked is not None and metric_of(asked) not in _CHEAP
-
-
-def require_measured(asked: EarlyStopping, measured: Mapping[str, float]) -> None:
-    """Raise ConfigurationError where the metric is none that evaluations measure (`measured`: those of the base model)."""
-    if metric_of(asked) not in measured:
-        known = sorted("eval_loss" if name == EVAL_LOSS else name for name in measured)
-        raise ConfigurationError(
-            Reason.INVALID_SPEC,
-            f"training.earlyStopping.metric is {asked.metric}, which is not measured: write one of {', '.join(known)},"
-            " or add it to evaluation.metrics",
-        )
 
 
 def best_weights(scratch: Path) -> Path:

@@ -10,11 +10,8 @@ PeerLostError where another rank is gone, OutOfMemoryError where one row at a ti
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from olivine_api.finetunejob import EarlyStopping
 from olivine_api.status import Best, CheckpointStatus, Stage
@@ -30,31 +27,28 @@ from olivine_trainer.loop.estimate import estimate
 from olivine_trainer.loop.micro import free_caches
 from olivine_trainer.loop.publish import publish
 from olivine_trainer.loop.run import Run, set_up
+from olivine_trainer.loop.saving import CPU, save, settle
 from olivine_trainer.loop.state import (
     Progressed,
     RandomState,
     capture_random,
     load_state,
     load_weights,
-    optimizer_tensors,
     restore_random,
-    save_state,
     saved_best_weights,
     saved_effective_batch,
 )
 from olivine_trainer.loop.stop import StopFlag
-from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers, require_measured
+from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers
 from olivine_trainer.loop.tolerance import tolerated
 from olivine_trainer.loop.usage import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
 from olivine_trainer.reporting.logs import log, warn
-from olivine_trainer.storage.checkpoints import Restored, prune_checkpoints, restore_newest, save_checkpoint
+from olivine_trainer.storage.checkpoints import Restored, restore_newest
 from olivine_trainer.storage.layout import CHECKPOINTS
 from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
 from olivine_trainer.storage.records import Baseline, Published
 from olivine_trainer.world.world import World, alone
-
-CPU = torch.device("cpu")
 
 
 def train(
@@ -105,12 +99,12 @@ def _train_and_publish(run: Run, done: Progressed) -> Published:
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
-        _settle(run)
+        settle(run)
         run.world.leave()  # all ranks are here: nobody is to be missed
         with tolerated("the last metrics are not in storage"):  # this end must stay an interruption
             run.tracker.flush()
         raise
-    _settle(run)
+    settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
     with run.engine.whole(CPU):
@@ -200,9 +194,6 @@ def _measure_base(run: Run) -> Baseline:
         run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
-    stopping = run.job.spec.training.early_stopping
-    if stopping is not None:
-        require_measured(stopping, baseline.metrics)
     return baseline
 
 
@@ -224,7 +215,7 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             done = _evaluate_between(run, done)
             ends = done.step == tracker.total_steps or _out_of_patience(run, done)
             if done.step > saved and (ends or done.step % spec.checkpoint.every_steps == 0):
-                _save(run, done, randomness)
+                save(run, done, randomness)
                 saved = done.step
             if ends:
                 return done
@@ -246,7 +237,7 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
     except InterruptedRunError as interrupted:
         # A step that was begun has moved the generators: what is saved is the moment before it.
         if done.step > saved:
-            _save(run, done, randomness)
+            save(run, done, randomness)
         message = (
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
@@ -339,63 +330,6 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
             run.board.offer_best(done.step, EVAL_LOSS, tuned.metrics[EVAL_LOSS])
     run.board.update(metrics={**done.metrics, **tuned.metrics})
     return tuned
-
-
-def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
-    """A checkpoint of the moment after step `done.step`: rank 0 writes it down, and uploads it beside the steps that follow.
-
-    Returns once the one before is whole in storage.
-    """
-    start = time.monotonic()
-    rendered = run.world.gather_bytes(randomness.render())
-    optimizer = optimizer_tensors(run.engine)
-    with run.engine.whole(CPU):
-        _tell_newest(run, lambda: _begin_upload(run, done, rendered, optimizer))
-    run.tracker.held_up(time.monotonic() - start)
-
-
-def _settle(run: Run) -> None:
-    """Until the checkpoint that is on its way is whole; all ranks come."""
-    _tell_newest(run, run.uploads.wait)
-
-
-def _tell_newest(run: Run, act: Callable[[], None]) -> None:
-    """Rank 0 acts; then all know the newest checkpoint that is whole."""
-
-    def acted() -> dict[str, Any] | None:
-        act()
-        return run.uploads.newest.to_json_dict() if run.uploads.newest is not None else None
-
-    newest = run.world.from_leader(acted)
-    if newest is not None:
-        run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
-
-
-def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes], optimizer: dict[str, torch.Tensor]) -> None:
-    run.uploads.wait()
-    folder = run.scratch / "checkpoint"
-    shutil.rmtree(folder, ignore_errors=True)
-    done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
-    best = best_weights(run.scratch)
-    save_state(folder, run.engine, done, randomness, optimizer, best=best if best.exists() else None)
-    run.uploads.begin(lambda: _upload(run, done.step, folder))
-
-
-def _upload(run: Run, step: int, folder: Path) -> CheckpointStatus:
-    """In the thread beside training: the checkpoint, then what gathered for the attempt's folder."""
-    start = time.monotonic()
-    status = save_checkpoint(run.claim.run, run.claim.attempt, step, folder, {"specDigest": run.job.spec_digest})
-    shutil.rmtree(folder)
-    seconds = round(time.monotonic() - start, 3)
-    run.tracker.events.add(
-        event="CheckpointSaved", step=step, digest=status.digest, seconds=seconds, share=run.tracker.saving_share
-    )
-    run.tracker.note_progress(step, force=True)
-    run.tracker.flush()
-    with tolerated("old checkpoints are left behind"):
-        prune_checkpoints(run.claim.run, run.claim.attempt, run.job.spec.checkpoint.keep)
-    log("checkpoint saved", uri=status.uri, seconds=seconds, shareOfStepTime=run.tracker.saving_share)
-    return status
 
 
 def _ticker(run: Run) -> Tick:

@@ -67,6 +67,8 @@ class AdapterMethod:
     spec: Bottleneck
     adapted: dict[str, Adapted]
     """By the projection's name in the base model, sorted."""
+    first_head: torch.Tensor | None
+    """A classifier's head before training; the base is measured with it, whatever was loaded since."""
     kind: ArtifactKind = "Adapter"
 
     @property
@@ -103,12 +105,23 @@ class AdapterMethod:
 
     @contextmanager
     def as_base(self) -> Generator[None]:
-        """The adapters switched off; a classifier's head is nobody's before training. See `Method`."""
+        """The adapters switched off, a classifier's head as it was before training. See `Method`."""
         self._switch(on=False)
+        head = self._change_head(self.first_head)
         try:
             yield
         finally:
+            self._change_head(head)
             self._switch(on=True)
+
+    @torch.no_grad()
+    def _change_head(self, numbers: torch.Tensor | None) -> torch.Tensor | None:
+        """What it was before."""
+        if numbers is None:
+            return None
+        before = self.model.score.weight.detach().clone()
+        self.model.score.weight.copy_(numbers)
+        return before
 
     def _switch(self, *, on: bool) -> None:
         for module in self.adapted.values():
@@ -136,9 +149,11 @@ def put_on_adapter(base: Any, spec: Bottleneck, *, seed: int) -> AdapterMethod:
         device = next(projection.parameters()).device
         adapted[name] = Adapted(projection, hidden, spec, device)
         setattr(base.get_submodule(parent), last, adapted[name])
+    first_head: torch.Tensor | None = None
     if hasattr(base, "score"):
         base.score.float().requires_grad_(True)  # a classifier's head is trained whole
-    return AdapterMethod(model=base, spec=spec, adapted=dict(sorted(adapted.items())))
+        first_head = base.score.weight.detach().clone()
+    return AdapterMethod(model=base, spec=spec, adapted=dict(sorted(adapted.items())), first_head=first_head)
 
 
 def output_projections(base: Any, *, houlsby: bool) -> list[str]:
