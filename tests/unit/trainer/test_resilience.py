@@ -23,8 +23,8 @@ from olivine_trainer.errors import (
 )
 from olivine_trainer.loop.stop import AskedToGo, StopFlag
 from olivine_trainer.reporting.board import Board, WorkerFiles
-from olivine_trainer.storage.head import take_attempt
-from olivine_trainer.storage.records import RunRecords
+from olivine_trainer.storage.head import Attempt, take_attempt
+from olivine_trainer.storage.records import RunRecords, SourceDigests
 from olivine_trainer.world.world import alone
 from tests.support.models import VOCABULARY
 from tests.unit.trainer.support import kill_in_step, local_store, make_job, run_job, tone_rows, write_rows
@@ -228,16 +228,20 @@ def test_a_ranks_random_numbers_are_found_whatever_its_device_was_called(name: s
     assert device_state({"torch": torch.zeros(1)}) is None
 
 
+def digests(attempt: Attempt, data: str, model: str) -> SourceDigests:
+    return SourceDigests(attempt=attempt.number, data=data, model=model, effective_batch=attempt.number)
+
+
 def test_sources_that_changed_end_the_run(tmp_path: Path) -> None:
     records = RunRecords(local_store(tmp_path))
     first = take_attempt(records.run)
-    records.record_sources(first, data="d", model="m")
+    records.record_sources(first, digests(first, "d", "m"))
     second = take_attempt(records.run)
-    records.record_sources(second, data="d", model="m")
+    assert records.record_sources(second, digests(second, "d", "m")).effective_batch == 1  # the first attempt's
     with pytest.raises(DataError, match=r"the rows of .* changed since attempt 1 of this run: .* under a new name"):
-        records.record_sources(second, data="other", model="m")
+        records.record_sources(second, digests(second, "other", "m"))
     with pytest.raises(ModelError, match=r"the files of model\.uri have changed since attempt 1"):
-        records.record_sources(second, data="d", model="other")
+        records.record_sources(second, digests(second, "d", "other"))
 
 
 def test_a_superseded_attempt_leaves_no_sources(tmp_path: Path) -> None:
@@ -245,8 +249,8 @@ def test_a_superseded_attempt_leaves_no_sources(tmp_path: Path) -> None:
     old = take_attempt(records.run)
     new = take_attempt(records.run)
     with pytest.raises(SupersededError):
-        records.record_sources(old, data="old", model="m")
-    records.record_sources(new, data="new", model="m")
+        records.record_sources(old, digests(old, "old", "m"))
+    records.record_sources(new, digests(new, "new", "m"))
 
 
 def test_a_run_does_not_resume_over_other_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -324,12 +328,12 @@ def test_a_note_of_progress_is_one_try(tmp_path: Path, monkeypatch: pytest.Monke
 def test_checkpoints_that_cannot_be_pruned_do_not_end_the_run(
     tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from olivine_trainer.loop import train
+    from olivine_trainer.loop import saving
 
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(train, "prune_checkpoints", fail)
+    monkeypatch.setattr(saving, "prune_checkpoints", fail)
     error: TrainerError = StorageUnavailableError("it hangs")
     changes: dict[str, Any] = {"training__maxSteps": 2, "checkpoint__everySteps": 1, "data__validationFraction": None}
     job = make_job(tiny_model, rows, f"file://{tmp_path}/a", data__stratifyBy=None, **changes)

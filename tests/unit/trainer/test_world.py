@@ -231,14 +231,20 @@ def test_rank_0_that_dies_after_the_publish_leaves_the_end_to_the_other(bench: B
     assert first[1].end().reason == Reason.PUBLISHED
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_another_number_of_ranks_keeps_the_effective_batch(bench: Bench, ranks: Ranks, plain: Snapshot, size: int) -> None:
-    """Kueue admitted fewer pods, or somebody changed pods.count: 8 rows a step are divided among those that are there."""
-    job = bench.job(f"resized-{size}", **PLAIN)
-    for rank in ranks.start(job, faults={1: SignalIn(4)}):
+@pytest.mark.parametrize("resize", [(1, 4, 3), (3, 4, 3), (1, 1, None)], ids=lambda resize: f"to {resize[0]} in step {resize[1]}")
+def test_another_number_of_ranks_keeps_the_effective_batch(
+    bench: Bench, ranks: Ranks, plain: Snapshot, resize: tuple[int, int, int | None]
+) -> None:
+    """Kueue admitted fewer pods, or somebody changed pods.count: 8 rows a step are divided among those that are there.
+
+    Also where no checkpoint has been saved yet.
+    """
+    size, step, saved = resize
+    job = bench.job(f"resized-{size}-{step}", **PLAIN)
+    for rank in ranks.start(job, faults={1: SignalIn(step)}):
         rank.code()
     snapshot = _snapshot(ranks.run(job, size)[0])
-    assert (snapshot.resumed_from_step, snapshot.resolved.world_size) == (3, size)
+    assert (snapshot.resumed_from_step, snapshot.resolved.world_size) == (saved, size)
     _same_training(snapshot, plain)
 
 

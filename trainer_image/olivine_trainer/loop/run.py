@@ -66,12 +66,11 @@ def set_up(
     scratch: Path,
     world: World,
     micro_batch: int | None,
-    effective_batch: int | None,
+    effective_batch: int,
 ) -> Run:
     """Everything that training needs, on its device.
 
-    `micro_batch`: at most so many rows at once, whatever the specification says. `effective_batch`: the checkpoint's, where the
-    run goes on from one. Raises ModelError, DataError, ConfigurationError, OutOfMemoryError.
+    `micro_batch`: at most so many rows at once, whatever the specification says. `effective_batch`: rows of an optimizer step. Raises ModelError, DataError, ConfigurationError, OutOfMemoryError.
     """
     spec, uri = job.spec, job.spec.model.uri
     _make_deterministic(spec.training.seed)
@@ -79,8 +78,6 @@ def set_up(
     precision = resolve_precision(spec.training.precision)
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
-    if effective_batch is None:
-        effective_batch = spec.training.batch_size * spec.training.gradient_accumulation_steps * world.size
     trusted = spec.model.trust_remote_code
     tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
     base = load_model(

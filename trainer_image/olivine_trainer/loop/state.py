@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +38,6 @@ class Progressed(StatusModel):
     window_loss: float = 0.0
     """Sum of the steps' losses since the last log line."""
     window_steps: int = 0
-    effective_batch: int | None = None
-    """Rows of an optimizer step; a resume by another number of processes keeps it."""
     stopping: Stopping = Stopping()
     metrics: MetricMap = {}
     best: Best | None = None
@@ -135,18 +132,13 @@ def save_state(
         (folder / _random_file(rank)).write_bytes(rendered)
     scaler = engine.accelerator.scaler
     state = {
-        "progressed": progressed.model_copy(update={"effective_batch": engine.effective_batch}).to_json_dict(),
+        "progressed": progressed.to_json_dict(),
         "worldSize": len(randomness),
         "optimizer": optimizers.state_numbers(engine.optimizer, engine.trained),
         "schedule": engine.schedule.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
     (folder / _STATE).write_text(json.dumps(state))
-
-
-def saved_effective_batch(folder: Path) -> int | None:
-    """Rows of an optimizer step in a saved state."""
-    return _progressed(json.loads((folder / _STATE).read_text())).effective_batch
 
 
 def saved_best_weights(folder: Path) -> Path | None:
@@ -166,16 +158,12 @@ def load_state(folder: Path, engine: Engine) -> Progressed:
     engine.schedule.restore(state["schedule"])
     if engine.accelerator.scaler is not None and state["scaler"] is not None:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
-    progressed = _progressed(state)
+    progressed = Progressed.model_validate(state["progressed"])
     if state.get("worldSize", 1) == engine.world.size:
         restore_random(RandomState(load_file(folder / _random_file(engine.world.rank))))
     else:
         seed_rank(engine.training.seed, engine.world.rank, step=progressed.step)
     return progressed
-
-
-def _progressed(state: dict[str, Any]) -> Progressed:
-    return Progressed.model_validate(state["progressed"])
 
 
 def _random_file(rank: int) -> str:

@@ -36,7 +36,6 @@ from olivine_trainer.loop.state import (
     load_weights,
     restore_random,
     saved_best_weights,
-    saved_effective_batch,
 )
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers
@@ -47,7 +46,7 @@ from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import Restored, restore_newest
 from olivine_trainer.storage.layout import CHECKPOINTS
 from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
-from olivine_trainer.storage.records import Baseline, Published
+from olivine_trainer.storage.records import Baseline, Published, SourceDigests
 from olivine_trainer.world.world import World, alone
 
 
@@ -68,8 +67,7 @@ def train(
     """
     world = world or alone()
     claim.run.hurry_when(lambda: stop.requested)
-    digests = {"data": sources.rows.digest, "model": sources.model.digest}
-    world.from_leader(lambda: claim.records.record_sources(claim.attempt, **digests, commits=sources.commits))
+    effective_batch = _begin(job, claim, sources, world)
     restored = _restore(job, claim, scratch, world)
     run = set_up(
         job,
@@ -80,7 +78,7 @@ def train(
         scratch=scratch,
         world=world,
         micro_batch=micro_batch,
-        effective_batch=saved_effective_batch(restored.folder) if restored.folder is not None else None,
+        effective_batch=effective_batch,
     )
     done = _resume(run, restored)
     # The first collective waits 5 minutes at most; one pod may load its model from a slower disk.
@@ -123,6 +121,20 @@ def _publish(run: Run, baseline: Baseline, tuned: Evaluated) -> Published:
         tuned=tuned,
         scratch=run.scratch,
     )
+
+
+def _begin(job: Job, claim: Claim, sources: Sources, world: World) -> int:
+    """Hold on to what the run's first attempt began with; returns its effective batch."""
+    training = job.spec.training
+    asked = training.batch_size * training.gradient_accumulation_steps * world.size
+    mine = SourceDigests(
+        attempt=claim.attempt.number,
+        data=sources.rows.digest,
+        model=sources.model.digest,
+        commits=dict(sources.commits),
+        effective_batch=asked,
+    )
+    return world.from_leader(lambda: claim.records.record_sources(claim.attempt, mine).effective_batch or asked)
 
 
 def _restore(job: Job, claim: Claim, scratch: Path, world: World) -> Restored:

@@ -1,7 +1,7 @@
 """The small records of a run: its specification, the base model's measurements, each attempt's progress, and its one publication."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,8 @@ class SourceDigests(StatusModel):
     model: str
     commits: dict[str, str] = {}
     """Of the hub's repositories, by role: later attempts read the same, whatever a branch has become."""
+    effective_batch: int | None = None
+    """Rows of an optimizer step: later attempts keep it, whatever their number of processes. Absent in records of older releases."""
 
 
 class Baseline(StatusModel):
@@ -89,26 +91,27 @@ class RunRecords:
                 f"{self.run.uri} already holds a run of another specification: use a new name, or another storage.uri",
             )
 
-    def record_sources(self, mine: Attempt, *, data: str, model: str, commits: Mapping[str, str] | None = None) -> None:
-        """Write the digests of rows and base model once. Raises DataError or ModelError where an earlier attempt had others.
+    def record_sources(self, mine: Attempt, found: SourceDigests) -> SourceDigests:
+        """Write down once what the run trains on; returns what its first attempt wrote.
 
-        Before the baseline is read and a checkpoint is taken up: both are of these sources alone.
+        Before the baseline is read and a checkpoint is taken up: both are of these sources alone. Raises DataError or ModelError
+        where an earlier attempt had other rows or another base model.
         """
         known = self._sources()
         if known is None:
-            found = SourceDigests(attempt=mine.number, data=data, model=model, commits=dict(commits or {}))
             require_head(self.run, mine)
             if self.run.put_if_absent(SOURCES, _json(found)):
-                return
+                return found
             known = self._sources()
         if known is None:
             raise StorageUnavailableError(f"{self.run.uri}/{SOURCES} stands there, but cannot be read")
-        if known.data != data:
+        if known.data != found.data:
             raise DataError(
                 Reason.SOURCE_CHANGED, _changed("the rows of data.train, data.validation or data.test have", known.attempt)
             )
-        if known.model != model:
+        if known.model != found.model:
             raise ModelError(Reason.SOURCE_CHANGED, _changed("the files of model.uri have", known.attempt))
+        return known
 
     def commits(self) -> dict[str, str]:
         """The hub's commits that the run began with, by role."""
