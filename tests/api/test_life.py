@@ -252,6 +252,8 @@ def test_a_file_uri_is_refused_where_the_policy_says_so(ns: Namespace, operator:
 
 
 def test_what_the_api_server_refuses_in_the_job_is_told(ns: Namespace, operator: OperatorProcess) -> None:
-    ns.apply("odd", pods={"resources": {"limits": {"cpu": "plenty"}}})
+    ns.apply("odd", pods={"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 1}}})
     ns.wait_phase("odd", Phase.FAILED)
-    assert "plenty" in ns.condition("odd", "Failed")[2] or "quantit" in ns.condition("odd", "Failed")[2]
+    told = ns.condition("odd", "Failed")[2]
+    assert "spec.pods.resources.requests" in told
+    assert "must be less than or equal to cpu limit" in told

@@ -1,5 +1,6 @@
 """What the API server's refusals mean to a job: whose they are to mend, and whether another try may settle them."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 from olivine_api.reasons import Reason
@@ -10,6 +11,8 @@ from olivine_operator.plan.waiting import SETUP_TROUBLES
 from olivine_operator.runtime.api import EVENTS, ApiError, Json, Kind, KubeApi
 
 _QUOTA = "exceeded quota"
+# Where a member of spec.pods stands in a Job or a JobSet.
+_IN_CHILD = re.compile(r"\bspec\.(?:[\w.\[\]]+\.)?template\.spec\.(?:containers\[0\]\.)?")
 # kubelet repeats what still holds every two minutes.
 _STALE = timedelta(seconds=150)
 
@@ -20,7 +23,7 @@ def obstacle_of(kind: Kind, name: str, error: ApiError, *, users: bool) -> Obsta
         refused = f"the API server refused the {kind.name} {name}: {error.message}"
         if users:
             # The spec is fixed from here on: the same manifest would be refused for ever.
-            return Obstacle(reason=Reason.INVALID_SPEC, message=refused, permanent=True)
+            return Obstacle(reason=Reason.INVALID_SPEC, message=_IN_CHILD.sub("spec.pods.", refused), permanent=True)
         message = (
             "it is refused without anything that spec.pods asks for, too: the administrator has to correct the chart's settings "
             f"(trainer.podDefaults) or a policy of the cluster, and the job then starts by itself; {refused}"

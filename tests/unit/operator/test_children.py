@@ -11,21 +11,28 @@ from olivine_operator.plan.child import build_child, build_config_map
 from olivine_operator.plan.observed import Obstacle
 from olivine_operator.plan.outcome import KeepConfigMap
 from olivine_operator.plan.settings import PodDefaults, TrainerSettings
-from olivine_operator.runtime.api import JOBS, ApiError, Kind, KubeApi
+from olivine_operator.runtime.api import JOBS, JOBSETS, ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.children import Children
 from olivine_operator.runtime.obstacles import obstacle_of
 from tests.unit.operator.builders import SETTINGS, SPEC, job
 
 REFUSED = 'Job.batch "tone-012345" is invalid: spec.template.spec.tolerations[0].operator: Invalid value'
+IN_JOBSET = "spec.replicatedJobs[0].template.spec.template.spec.containers[0].resources.requests: Invalid value"
 
 
 @pytest.mark.parametrize("users", [False, True])
 def test_a_refusal_ends_the_job_only_where_its_user_can_mend_it(users: bool) -> None:
     found = obstacle_of(JOBS, "tone-012345", ApiError(422, "Invalid", REFUSED), users=users)
     assert (found.permanent, found.reason) == (users, Reason.INVALID_SPEC if users else Reason.CHILD_REFUSED)
-    assert REFUSED in found.message
+    where = "spec.pods.tolerations[0].operator" if users else "spec.template.spec.tolerations[0].operator"
+    assert f"{where}: Invalid value" in found.message
     assert ("trainer.podDefaults" in found.message) is not users
+
+
+def test_a_refusal_names_the_field_that_the_user_wrote() -> None:
+    found = obstacle_of(JOBSETS, "tone-012345", ApiError(422, "Invalid", IN_JOBSET), users=True)
+    assert found.message.endswith("the JobSet tone-012345: spec.pods.resources.requests: Invalid value")
 
 
 class Judge:
