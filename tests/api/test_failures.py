@@ -15,7 +15,8 @@ def test_what_a_pod_waits_for_is_told(ns: Namespace, operator: OperatorProcess) 
     pod = ns.wait_pod("wait")
     assert "no nodes available" in ns.wait_reason("wait", "Running", "Unschedulable")
     ns.pod_waits(pod, "ErrImagePull", "pull access denied")
-    assert ns.wait_reason("wait", "Running", "ImagePullBackOff") == "pull access denied"
+    told = ns.wait_reason("wait", "Running", "ImagePullBackOff")
+    assert told.startswith("pull access denied; correct spec.pods.image in a new job")
     ns.pod_waits(pod, "CreateContainerConfigError", 'secret "olivine-storage" not found')
     message = ns.wait_reason("wait", "Running", "SecretNotFound")
     assert message == f'secret "olivine-storage" not found in namespace {ns.name}: create it; the pod starts by itself then'

@@ -80,9 +80,10 @@ def show_suspended(draft: Draft, *, sized: bool) -> None:
     if any(show_lost(draft, pod) for pod in left if pod.leaving):
         message = "spec.suspend is true: a pod does not go, since its node does not answer"
     elif left:
-        message = f"spec.suspend is true: pod {left[0].name} saves a checkpoint and goes"
+        message = f"spec.suspend is true: pod {left[0].name} saves what it has trained and goes"
     else:
-        message = "spec.suspend is true: no pod runs; false resumes from the last checkpoint"
+        onward = "resumes from the last checkpoint" if draft.status.checkpoint is not None else "starts it"
+        message = f"spec.suspend is true: no pod runs; false {onward}"
         if sized or not _is_resizing(draft):
             draft.set(ConditionType.RUNNING, "False", Reason.SUSPENDED_BY_USER, "the job is suspended")
     draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED_BY_USER, message)

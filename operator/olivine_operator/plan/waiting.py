@@ -11,6 +11,11 @@ from olivine_operator.plan.observed import PodView
 _ORDINARY = ("", "ContainerCreating", "PodInitializing")
 # Both names of one trouble alternate in a pod's status: one of them, or each change would be written.
 _SAME = {"ErrImagePull": "ImagePullBackOff"}
+_IMAGE_TROUBLES = ("ImagePullBackOff", "InvalidImageName")
+_IMAGE_ADVICE = (
+    "; correct spec.pods.image in a new job, or let the image be pulled (spec.pods.imagePullSecrets, the registry):"
+    " the pod starts by itself then"
+)
 # Volumes that cannot be mounted show in no condition, only by the pod staying as it is.
 SLOW_START = timedelta(seconds=90)
 # Before that, kubelet's Events about it are read.
@@ -41,7 +46,8 @@ def waiting_of(pod: PodView, now: datetime) -> Waiting | None:
                 message=f'secret "{name}" not found in namespace {pod.key[0]}: create it; the pod starts by itself then',
             )
         message = pod.waiting_message or f"pod {pod.name} waits: {pod.waiting_reason}"
-        return Waiting(reason=_SAME.get(pod.waiting_reason, pod.waiting_reason), message=message)
+        reason = _SAME.get(pod.waiting_reason, pod.waiting_reason)
+        return Waiting(reason=reason, message=message + (_IMAGE_ADVICE if reason in _IMAGE_TROUBLES else ""))
     if pod.unschedulable is not None:
         return _unschedulable(pod, pod.unschedulable.message)
     if is_slow(pod, now):
@@ -61,7 +67,10 @@ def _unschedulable(pod: PodView, told: str) -> Waiting:
     if _UNBOUND in told:
         message = f"pod {pod.name} waits for a PersistentVolumeClaim that is not bound: kubectl get pvc -n {pod.key[0]} tells which"
         return Waiting(reason=Reason.CLAIM_NOT_BOUND, message=message)
-    return Waiting(reason=Reason.UNSCHEDULABLE, message=f"no node takes pod {pod.name}: {told}")
+    message = (
+        f"no node takes pod {pod.name}: {told}; it waits for room: spec.pods.resources may be lowered while the job is suspended"
+    )
+    return Waiting(reason=Reason.UNSCHEDULABLE, message=message)
 
 
 def is_slow(pod: PodView, now: datetime) -> bool:

@@ -39,7 +39,7 @@ def test_a_suspended_job_says_so_too_and_does_not_wait_for_ever(remove: bool) ->
     settings = SETTINGS.model_copy(update={"lost_pod_timeout_seconds": 60, "remove_lost_pods": remove})
     seen: Any = {"kind": child(suspended=True), "pods": [STUCK], "settings": settings, "spec": {"suspend": True}}
     early = look(running(), now=after(10), **seen)
-    assert condition(early.status, "Suspended").message == "spec.suspend is true: pod tone-0 saves a checkpoint and goes"
+    assert condition(early.status, "Suspended").message == "spec.suspend is true: pod tone-0 saves what it has trained and goes"
     assert early.requeue_after == 81
     late = look(early.status, now=after(91), **seen)
     assert condition(late.status, "Running").reason == Reason.NODE_LOST

@@ -11,8 +11,16 @@ from tests.unit.operator.builders import T0, accepted, after, child, condition, 
 CASES: dict[str, tuple[PodView, str | None, str]] = {
     "just made": (pod(), None, ""),
     "creating": (pod(waiting_reason="ContainerCreating", scheduled_at=T0), None, ""),
-    "first pull": (pod(waiting_reason="ErrImagePull", waiting_message="denied"), "ImagePullBackOff", "denied"),
-    "later pulls": (pod(waiting_reason="ImagePullBackOff", waiting_message="Back-off"), "ImagePullBackOff", "Back-off"),
+    "first pull": (
+        pod(waiting_reason="ErrImagePull", waiting_message="denied"),
+        "ImagePullBackOff",
+        "denied; correct spec.pods.image",
+    ),
+    "later pulls": (
+        pod(waiting_reason="ImagePullBackOff", waiting_message="Back-off"),
+        "ImagePullBackOff",
+        "or let the image be pulled",
+    ),
     "no such secret": (
         pod(waiting_reason="CreateContainerConfigError", waiting_message='secret "store" not found'),
         Reason.SECRET_NOT_FOUND,
@@ -95,7 +103,9 @@ def test_the_same_trouble_of_another_pod_is_told_with_its_name() -> None:
     first = look(accepted(), kind=child(), pods=[stuck("tone-0", 0, "0/1 nodes")])
     assert look(first.status, kind=child(), pods=[stuck("tone-0", 0, "0/2 nodes")]).status is None
     second = look(first.status, kind=child(), pods=[stuck("tone-1", 9, "0/2 nodes")])
-    assert condition(second.status, "Running").message == "no node takes pod tone-1: 0/2 nodes"
+    assert condition(second.status, "Running").message.startswith(
+        "no node takes pod tone-1: 0/2 nodes; it waits for room: spec.pods.resources"
+    )
     assert second.events == ()
 
 

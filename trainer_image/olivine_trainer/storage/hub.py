@@ -33,8 +33,6 @@ _LOCAL = (errno.EROFS, errno.EACCES, errno.EPERM)
 SILENCE_SECONDS = 60.0
 _CONNECT_SECONDS = 10.0
 
-PUBLIC_HUB = "https://huggingface.co"
-
 
 @dataclass(frozen=True)
 class HubAddress:
@@ -70,7 +68,9 @@ class HubRepository:
     ) -> None:
         """`silence`: seconds without a byte after which a request is tried again. `cache`: the folder of the hub's own client; `keeps`: it is somebody's, so that nothing is removed from it."""
         self.uri = access.uri.rstrip("/")
-        self._endpoint = access.endpoint or PUBLIC_HUB
+        from huggingface_hub import constants  # noqa: PLC0415  (half a second, for this scheme alone)
+
+        self._endpoint = access.endpoint or constants.ENDPOINT
         self.place = Place(access.role, access.uri, self._endpoint)
         self._address = HubAddress.parse(access.uri, dataset=access.role != "model")
         self.asked = revision or "main"
