@@ -1,4 +1,7 @@
-"""Writes what is generated: crds/ and docs/reference/ from olivine_api, docs/support-matrix.md from the tests' table. Run by `make generate`; `make verify` fails on a difference."""
+"""Writes what is generated: crds/ and docs/reference/ from olivine_api, docs/support-matrix.md from the tests' table.
+
+Run by `make generate`; `make verify` fails on a difference.
+"""
 
 import io
 import sys

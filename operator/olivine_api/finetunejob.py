@@ -67,7 +67,7 @@ class Classification(ApiModel):
     """How a class is told."""
 
     head: Literal["Generative", "Sequence"] = "Generative"
-    """Generative: the label as text; Sequence: a classification head."""
+    """Generative: the label as text; Sequence: a head over the last token, with an output for each of data.labels."""
 
 
 class Checkpoint(ApiModel):
@@ -136,6 +136,7 @@ def _own_loss(spec: "FineTuneJobSpec") -> bool:
     return spec.training.loss is not None and spec.training.loss.config_map is not None
 
 
+_HAS_HEAD = "has(self.classification) && self.classification.head == 'Sequence'"
 _HAS_VALIDATION = "has(self.data.validation) || has(self.data.validationFraction)"
 
 
@@ -157,6 +158,29 @@ class FineTuneJobSpec(ApiModel):
             holds=lambda s: s.classification is None or s.task is Task.CLASSIFICATION,
             message="classification is for task Classification: leave it out, or change the task",
             field_path=".classification",
+        ),
+        Rule(
+            cel=f"!({_HAS_HEAD}) || has(self.data.labels) && self.data.lossOn == 'Completion'",
+            holds=lambda s: (
+                s.classification is None
+                or s.classification.head != "Sequence"
+                or (s.data.labels is not None and s.data.loss_on is LossOn.COMPLETION)
+            ),
+            message="classification.head Sequence needs data.labels with the field of the label, and data.lossOn Completion:"
+            " the head has an output for each label, and learns the label alone",
+            field_path=".data",
+        ),
+        Rule(
+            cel=f"!({_HAS_HEAD}) || !has(self.evaluation.metrics)"
+            " || self.evaluation.metrics.all(m, !(m.name in ['exact_match', 'bleu', 'rouge']))",
+            holds=lambda s: (
+                s.classification is None
+                or s.classification.head != "Sequence"
+                or all(m.name not in ("exact_match", "bleu", "rouge") for m in s.evaluation.metrics or ())
+            ),
+            message="evaluation.metrics exact_match, bleu and rouge judge generated text, and a classification head generates none:"
+            " write accuracy, f1, macro_f1 or micro_f1",
+            field_path=".evaluation.metrics",
         ),
         Rule(
             cel="!has(self.data.labels) || self.task == 'Classification'",

@@ -51,7 +51,6 @@ def _other(path: str, served: Sequence[str], instead: str) -> Rule:
 UNSERVED_FINETUNEJOB = (
     _present("data.test", "measure on data.validation"),
     _true("data.streaming"),
-    _other("classification.head", ("Generative",), "write Generative"),
     _positive("training.dataLoaderWorkers"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(

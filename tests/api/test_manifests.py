@@ -131,6 +131,15 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
         "no rows to measure on",
     ),
+    "a head without labels": ({"classification": {"head": "Sequence"}}, "classification.head Sequence needs data.labels"),
+    "text of a head": (
+        {
+            "classification": {"head": "Sequence"},
+            "data.labels": {"field": "tone"},
+            "evaluation.metrics": [{"name": "bleu"}],
+        },
+        "a classification head generates none",
+    ),
     "gate of nothing": ({"evaluation.gates": [{"metric": "accuracy"}]}, "either manual: true alone, or a metric"),
     "nothing published": ({"outputs": {"adapter": False}}, "outputs must have at least one of"),
     "search beyond its trials": (
@@ -166,7 +175,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 UNSERVED: dict[str, Json] = {
     "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
     "data.streaming": {"data.validationFraction": None, "data.streaming": True},
-    "classification.head": {"classification": {"head": "Sequence"}},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
@@ -249,6 +257,7 @@ RIGHT: dict[str, Json] = {
         "evaluation.gates": [],
         "method.lora.modulesToSave": [],
     },
+    "a classification head": {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "the whole model": {"method": {"type": "Full"}},
     "a quantised base": {"method": {"type": "QLoRA", "quantization": {"bits": 4, "type": "nf4", "doubleQuantization": True}}},
     "bottleneck adapters": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8, "placement": "Pfeiffer"}}},

@@ -25,13 +25,13 @@ TASKS: dict[str, dict[str, Any]] = {
     "Classification": {"task": "Classification", "data": {"template": _PAIR}},
     "Classification, Sequence": {
         "task": "Classification",
-        "data": {"template": {"prompt": "Phrase: {phrase}", "completion": "{tone}"}, "labels": {"field": "tone"}},
+        "data": {"template": _PAIR, "labels": {"field": "tone"}},
         "classification": {"head": "Sequence"},
     },
     "Extraction": {
         "task": "Extraction",
         "data": {
-            "template": {"prompt": "Phrase: {phrase}\nSpans:", "completion": " {spans}"},
+            "template": {"prompt": "Phrase: {phrase}\nSpans:", "completion": "{spans}"},
             "extraction": {"format": "Spans", "textField": "phrase", "spansField": "spans"},
         },
     },

@@ -9,5 +9,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 from olivine_trainer.modeling.imports import import_training_stack
 
 import_training_stack()
-for name in ("olivine_trainer.cli.worker", "olivine_trainer.loop.train", "tests.unit.trainer.faulty"):
+# QLoRA's ranks would import it each; those of the other methods do not look at it.
+for name in ("bitsandbytes", "olivine_trainer.cli.worker", "olivine_trainer.loop.train", "tests.unit.trainer.faulty"):
     import_module(name)

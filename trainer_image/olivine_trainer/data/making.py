@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from olivine_api.finetunejob import Data
 from olivine_trainer.data.chat import ChatRenderer
 from olivine_trainer.data.labels import Labels
@@ -25,18 +27,37 @@ MakeExample = Callable[[Row, Wording | None], Example]
 
 
 def example_maker(
-    data: Data, template: RowTemplate, tokenizer: Any, *, stop_ids: frozenset[int], labels: Labels | None, source: str
+    data: Data,
+    template: RowTemplate,
+    tokenizer: Any,
+    *,
+    stop_ids: frozenset[int],
+    labels: Labels | None,
+    source: str,
+    for_head: bool = False,
 ) -> MakeExample:
-    """What makes examples of the rows of `source` (data.train and such)."""
+    """What makes examples of the rows of `source` (data.train and such). `for_head`: of a classification head, see `for_a_head`."""
     bare = _bare_maker(data, template, tokenizer, stop_ids, source)
     read_from = data.extraction.text_field if data.extraction is not None else None
 
     def make(row: Row, wording: Wording | None) -> Example:
         label = labels.index(row, source) if labels is not None else None
         text = as_text(row.fields[read_from]) if read_from is not None else ""
-        return replace(bare(row, wording), number=row.number, label=label, source=text)
+        example = replace(bare(row, wording), number=row.number, label=label, source=text)
+        return for_a_head(example) if for_head else example
 
     return make
+
+
+def for_a_head(example: Example) -> Example:
+    """The prompt, and behind it the label's index in the place of a token: what the head is to predict at the prompt's last one.
+
+    No position that is learned sees it; as an input it is some token of the vocabulary.
+    """
+    if example.label is None:
+        raise ValueError("an example for a head has a label")
+    ids = np.append(example.prompt_ids, np.int32(example.label))
+    return replace(example, ids=ids, learned=np.arange(len(ids)) == example.prompt_length)
 
 
 def _bare_maker(data: Data, template: RowTemplate, tokenizer: Any, stop_ids: frozenset[int], source: str) -> MakeExample:

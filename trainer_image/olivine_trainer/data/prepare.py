@@ -83,11 +83,14 @@ def load_rows(
     return LoadedRows(split, test, template, augmenter, labels, digest=_digest(split, test), removed=removed)
 
 
-def prepare_examples(data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int]) -> Prepared:
+def prepare_examples(
+    data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int], for_head: bool = False
+) -> Prepared:
     """Tokenise all sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
 
     def maker(source: str) -> MakeExample:
-        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=loaded.labels, source=source)
+        labels = loaded.labels
+        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=labels, source=source, for_head=for_head)
 
     def fitted(rows: Sequence[Row], source: str) -> Fitted:
         make = maker(source)

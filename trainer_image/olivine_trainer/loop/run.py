@@ -15,7 +15,7 @@ from olivine_trainer.evaluation.gates import require_measured
 from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
-from olivine_trainer.loop.answers import label_scorer
+from olivine_trainer.loop.answers import has_head, label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
@@ -86,11 +86,12 @@ def set_up(
         uri,
         base_dtype(spec.method, precision.base_dtype),
         quantization=quantization(spec.method),
+        labels=sources.rows.labels.names if has_head(spec) and sources.rows.labels is not None else (),
         trust_remote_code=trusted,
     )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
-    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids)
+    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec))
     _check_positions(data, base.config, spec.data.max_length)
     _check_tokens(data, embeddings(base), uri)
     parameters = base.num_parameters()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from olivine_trainer.modeling.forward import Batch
+from olivine_trainer.modeling.forward import Batch, head_of
 
 IGNORED = -100  # as a label: the token does not count
 
@@ -64,7 +64,7 @@ def model_outputs(causal: Any, batch: Batch, *, split_head: bool) -> Outputs:
     """One forward pass over whole rows."""
     if split_head:
         hidden = causal.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-        head = causal.get_output_embeddings()
+        head = head_of(causal)
         return Outputs(hidden.float(), batch.mask, lambda states: head(states.to(hidden.dtype)).float())
     whole = causal(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, output_hidden_states=True)
     logits = whole.logits

@@ -19,7 +19,7 @@ from olivine_api.methods import Bottleneck
 from olivine_api.reasons import Reason
 from olivine_api.status import ArtifactKind
 from olivine_trainer.errors import ModelError
-from olivine_trainer.methods.method import About, save_tensors
+from olivine_trainer.methods.method import About, labels_of, save_tensors
 
 FORMAT = "olivine-adapter/1"
 WEIGHTS = "adapter.safetensors"
@@ -97,12 +97,13 @@ class AdapterMethod:
             "base_model_name_or_path": about.base_uri,
             **self.spec.to_json_dict(),
             "modules": list(self.adapted),
+            **({"labels": labels} if (labels := labels_of(self.model)) else {}),
         }
         (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
     @contextmanager
     def as_base(self) -> Generator[None]:
-        """The adapters switched off. See `Method`."""
+        """The adapters switched off; a classifier's head is nobody's before training. See `Method`."""
         self._switch(on=False)
         try:
             yield
@@ -115,7 +116,8 @@ class AdapterMethod:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """`<projection>.down.weight` and so on."""
-        return {
+        head = {"score.weight": self.model.score.weight} if hasattr(self.model, "score") else {}
+        return head | {
             f"{name}.{layer}.{part}": getattr(getattr(module, layer), part)
             for name, module in self.adapted.items()
             for layer in ("down", "up")
@@ -134,6 +136,8 @@ def put_on_adapter(base: Any, spec: Bottleneck, *, seed: int) -> AdapterMethod:
         device = next(projection.parameters()).device
         adapted[name] = Adapted(projection, hidden, spec, device)
         setattr(base.get_submodule(parent), last, adapted[name])
+    if hasattr(base, "score"):
+        base.score.float().requires_grad_(True)  # a classifier's head is trained whole
     return AdapterMethod(model=base, spec=spec, adapted=dict(sorted(adapted.items())))
 
 

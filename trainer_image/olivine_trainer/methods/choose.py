@@ -12,16 +12,28 @@ from olivine_trainer.methods.full import put_on_full
 from olivine_trainer.methods.lora import put_on_lora
 from olivine_trainer.methods.method import Method
 
+_HEAD_SPREAD = 0.02  # most models' own
+
 
 def put_on(base: Any, spec: MethodSpec, *, seed: int) -> Method:
     """The method on a loaded, frozen base model. Raises ConfigurationError for modules that the model does not have, ModelError
     for a model that has no place for it.
     """
+    if hasattr(base, "score"):
+        _start_head(base, seed)
     if spec.type is MethodType.FULL:
         return put_on_full(base)
     if spec.type is MethodType.ADAPTER:
         return put_on_adapter(base, spec.adapter or Bottleneck(), seed=seed)
     return put_on_lora(base, spec.lora or Lora(), seed=seed)  # QLoRA's, too: what differs is the base's number format
+
+
+def _start_head(classifier: Any, seed: int) -> None:
+    """The head's numbers, from the seed: loading drew some of its own."""
+    weight = classifier.score.weight
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * _HEAD_SPREAD
+    with torch.no_grad():
+        weight.copy_(drawn)
 
 
 def base_dtype(spec: MethodSpec, frozen: torch.dtype) -> torch.dtype:

@@ -19,10 +19,12 @@ from olivine_api.finetunejob import Lora
 from olivine_api.reasons import Reason
 from olivine_api.status import ArtifactKind
 from olivine_trainer.errors import ConfigurationError
-from olivine_trainer.methods.method import About, save_tensors
+from olivine_trainer.methods.method import About, labels_of, save_tensors
+from olivine_trainer.modeling.forward import head_of
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+LABELS = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class LoraMethod:
         # peft keeps targets in a set, and the base by its folder on this machine.
         raw |= {
             "target_modules": sorted(raw["target_modules"]),
+            "modules_to_save": sorted(set(raw["modules_to_save"])) if raw["modules_to_save"] else None,
             "base_model_name_or_path": about.base_uri,
             "inference_mode": True,
         }
         (folder / CONFIG).write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+        if labels := labels_of(self.causal):
+            (folder / LABELS).write_text(json.dumps(labels, ensure_ascii=False, indent=2) + "\n")
 
     def as_base(self) -> AbstractContextManager[None]:
         """The adapters switched off. See `Method`."""
@@ -73,7 +78,8 @@ def put_on_lora(model: Any, lora: Lora, *, seed: int) -> LoraMethod:
 
     Raises ConfigurationError where a target or a module to save is not the model's, naming those that are.
     """
-    saved = resolve_saved(model, lora.modules_to_save or [])
+    classifies = hasattr(model, "score")
+    saved = resolve_saved(model, [*(lora.modules_to_save or []), *(["score"] if classifies else [])])
     targets = resolve_targets(model, lora.target_modules, saved)
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -84,7 +90,7 @@ def put_on_lora(model: Any, lora: Lora, *, seed: int) -> LoraMethod:
         modules_to_save=saved or None,
         use_rslora=lora.rs_lora,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
     )
     with warnings.catch_warnings():
         # A head tied to the embeddings is trained as a copy of its own; the embeddings stay the base's. That is meant.
@@ -100,7 +106,7 @@ def put_on_lora(model: Any, lora: Lora, *, seed: int) -> LoraMethod:
 
 def linear_names(model: Any) -> list[str]:
     """Last names of the linear modules but the head, sorted (q_proj, …): what an adapter can be put onto."""
-    head = model.get_output_embeddings()
+    head = head_of(model)
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()

@@ -69,3 +69,11 @@ def save_tensors(tensors: Iterable[tuple[str, torch.Tensor]], path: Path) -> Non
     """Contiguous, on the CPU, sorted by name: canonical bytes."""
     ordered = dict(sorted((name, tensor.detach().cpu().contiguous()) for name, tensor in tensors))
     save_file(ordered, path, metadata={"format": "pt"})
+
+
+def labels_of(model: Any) -> list[str]:
+    """A classifier's labels, in the order of its logits; empty for a causal model."""
+    if not hasattr(model, "score"):
+        return []
+    names: dict[int, str] = model.config.id2label
+    return [names[index] for index in range(len(names))]

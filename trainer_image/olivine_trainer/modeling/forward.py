@@ -138,14 +138,21 @@ def learned_logits(
         inputs |= {"attention_mask": None, "position_ids": places}
     if split_head:
         hidden = causal.base_model(**inputs).last_hidden_state
-        return causal.get_output_embeddings()(hidden.reshape(-1, hidden.shape[-1])[positions])
+        return head_of(causal)(hidden.reshape(-1, hidden.shape[-1])[positions])
     logits = causal(**inputs).logits
     return logits.reshape(-1, logits.shape[-1])[positions]
 
 
+def head_of(model: Any) -> Any:
+    """What makes logits of hidden states: over labels in a classifier, else over the vocabulary; None where it cannot be told apart."""
+    return getattr(model, "score", None) or model.get_output_embeddings()
+
+
 @torch.no_grad()
 def can_split_head(causal: Any) -> bool:
-    """Whether hidden states through the head are the model's logits: tried on one short row."""
+    """Whether hidden states through the head are the model's logits: tried on one short row. A classifier's head always is apart."""
+    if hasattr(causal, "score"):
+        return True
     decoder, head = getattr(causal, "base_model", None), causal.get_output_embeddings()
     if decoder is None or decoder is causal or head is None:
         return False

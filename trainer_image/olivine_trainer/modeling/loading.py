@@ -1,12 +1,19 @@
 """Loading a base model and its tokenizer from a folder in Hugging Face layout."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from olivine_api.methods import Quantization
 from olivine_api.reasons import Reason
@@ -14,6 +21,8 @@ from olivine_trainer.errors import ModelError, OutOfMemoryError, StorageUnavaila
 from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
 from olivine_trainer.modeling.overheard import complaint, overheard
 from olivine_trainer.modeling.quantized import keep_as_quantised, loading_options
+
+_KINDS = {False: "causal language model", True: "classifier (classification.head Sequence)"}
 
 
 @dataclass(frozen=True)
@@ -57,23 +66,36 @@ def load_tokenizer(folder: Path, uri: str, *, trust_remote_code: bool = False) -
 
 
 def load_model(
-    folder: Path, uri: str, dtype: torch.dtype, *, quantization: Quantization | None = None, trust_remote_code: bool = False
+    folder: Path,
+    uri: str,
+    dtype: torch.dtype,
+    *,
+    labels: Sequence[str] = (),
+    quantization: Quantization | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model in `dtype`, frozen; code that it brings along runs only where it is trusted. Quantised, it is on its device already.
 
+    With `labels` it is a classifier over them: its head `score`, which a causal model's files lack, has random numbers.
+
     Raises ModelError where transformers knows no such causal model.
     """
+    kind = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     with overheard() as reports:
         try:
             config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            if labels:
+                config.update(
+                    {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+                )
+            loaded: Any = kind.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                **(loading_options(quantization, dtype) if quantization is not None else {}),
+                **(loading_options(quantization, dtype, skip=["score"] if labels else None) if quantization is not None else {}),
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
             told = complaint(error, reports)
@@ -81,11 +103,11 @@ def load_model(
             _raise_platform_fault(error, uri)
             _raise_own_code(folder, uri, trusted=trust_remote_code)
             raise ModelError(
-                Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a causal language model: {first_line(told, 400)}"
+                Reason.MODEL_UNSUPPORTED, f"model.uri {uri} cannot be loaded as a {_KINDS[bool(labels)]}: {first_line(told, 400)}"
             ) from None
     model, report = loaded
     # transformers fills in random numbers, other ones each time.
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(set(report["missing_keys"]) - ({"score.weight"} if labels else set())):
         raise ModelError(
             Reason.MODEL_UNSUPPORTED,
             f"the weights of model.uri {uri} lack {len(missing)} tensors of a {type(model).__name__}, e.g. {missing[0]}:"
@@ -102,6 +124,8 @@ def fitted_to(model: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer, its stop tokens completed by the model's generation settings, its PAD token one that the model knows."""
     if tokenizer.pad_id >= embeddings(model):
         tokenizer.backend.pad_token = tokenizer.backend.eos_token  # always masked: any known one will do
+    if hasattr(model, "score"):
+        model.config.get_text_config().pad_token_id = tokenizer.pad_id  # where a row ends, for who loads what is published
     more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [more] if isinstance(more, int) else list(more or [])
     return Tokenizer(backend=tokenizer.backend, stop_ids=tokenizer.stop_ids | frozenset(int(one) for one in ids))

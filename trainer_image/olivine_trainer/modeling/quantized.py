@@ -8,14 +8,15 @@ from transformers import BitsAndBytesConfig
 from olivine_api.methods import Quantization
 
 
-def loading_options(spec: Quantization, dtype: torch.dtype) -> dict[str, Any]:
-    """What from_pretrained needs to quantise every linear module but the head; they compute in `dtype`."""
+def loading_options(spec: Quantization, dtype: torch.dtype, *, skip: list[str] | None = None) -> dict[str, Any]:
+    """What from_pretrained needs to quantise every linear module but the head (or those in `skip`); they compute in `dtype`."""
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     if spec.type == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
+            llm_int8_skip_modules=skip,  # of four bits, too
             bnb_4bit_quant_type=spec.type,
             bnb_4bit_use_double_quant=spec.double_quantization,
             bnb_4bit_compute_dtype=dtype,
