@@ -32,6 +32,8 @@ class LoadedRows:
     template: RowTemplate
     augmenter: Augmenter | None
     labels: Labels | None
+    benchmarks: dict[str, list[Row]]
+    """By name."""
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
     removed: Removed
@@ -50,10 +52,18 @@ class Prepared:
     test: list[Example] = field(default_factory=list[Example])
     """What data.test has, to be measured once, at the end."""
     labels: Labels | None = None
+    benchmarks: dict[str, list[Example]] = field(default_factory=dict[str, list[Example]])
+    """By name; measured before and after."""
 
 
 def load_rows(
-    data: Data, train_files: RowFiles, validation_files: RowFiles | None, test_files: RowFiles | None = None, *, seed: int
+    data: Data,
+    train_files: RowFiles,
+    validation_files: RowFiles | None,
+    test_files: RowFiles | None = None,
+    benchmark_files: Mapping[str, RowFiles] = {},
+    *,
+    seed: int,
 ) -> LoadedRows:
     """Read, clean and split. Needs no tokenizer, so a missing column is found before the model is loaded.
 
@@ -66,6 +76,8 @@ def load_rows(
     validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
     test = read_for(data, test_files, template, "data.test") if test_files is not None else []
     measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
+    benchmarks = {name: read_for(data, files, template, _benchmark(name)) for name, files in benchmark_files.items()}
+    measured += [(_benchmark(name), rows) for name, rows in benchmarks.items()]
     augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
     if augmenter is not None:
         _require(augmenter.named_fields, train, "data.train")
@@ -80,7 +92,8 @@ def load_rows(
         split = _split(data, data.validation_fraction, train, template, seed)
     else:
         split = Split(train=train, validation=validation)
-    return LoadedRows(split, test, template, augmenter, labels, digest=_digest(split, test), removed=removed)
+    digest = _digest(split, {"test": test} | {_benchmark(name): rows for name, rows in benchmarks.items()})
+    return LoadedRows(split, test, template, augmenter, labels, benchmarks, digest=digest, removed=removed)
 
 
 def prepare_examples(
@@ -112,7 +125,8 @@ def prepare_examples(
         if rows and not any(example.weight for example in one.examples):
             why = _why_none_is_left(one, len(rows), data.max_length)
             raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
-    sides = (train, validation, test)
+    benchmarks = {name: fitted(rows, _benchmark(name)) for name, rows in loaded.benchmarks.items()}
+    sides = (train, validation, test, *benchmarks.values())
     resolved = ResolvedData(
         rows=len(train.examples),
         validation_rows=len(validation.examples),
@@ -137,6 +151,7 @@ def prepare_examples(
         longest=max(example.width for example in everything),
         largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
+        benchmarks={name: one.examples for name, one in benchmarks.items()},
     )
 
 
@@ -176,9 +191,13 @@ def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, 
     return split
 
 
-def _digest(split: Split, test: Sequence[Row]) -> str:
+def _benchmark(name: str) -> str:
+    return f"evaluation.benchmarks {name}"
+
+
+def _digest(split: Split, others: Mapping[str, Sequence[Row]]) -> str:
     digest = hashlib.sha256()
-    sides = (("train", split.train), ("validation", split.validation), *((("test", test),) if test else ()))
+    sides = (("train", split.train), ("validation", split.validation), *((name, rows) for name, rows in others.items() if rows))
     for side, rows in sides:
         digest.update(f"{side}\n".encode())
         for row in rows:

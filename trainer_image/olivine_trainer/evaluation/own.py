@@ -22,7 +22,9 @@ def own_measure(name: str, own: OwnClass) -> Measure:
         with own.blamed(f"failed over {len(cases)} answers"):
             value = made([case.expected for case in cases], [case.answer for case in cases])
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise own.refused(f"returned {type(value).__name__} {value!r:.80}: it must return one number (a float)", Reason.PLUGIN_FAILED)
+            raise own.refused(
+                f"returned {type(value).__name__} {value!r:.80}: it must return one number (a float)", Reason.PLUGIN_FAILED
+            )
         return {key: float(value)}
 
     return Measure((key,), compare, lower=(key,) if getattr(made, "lower_is_better", False) is True else ())
