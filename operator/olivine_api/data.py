@@ -47,6 +47,11 @@ class Template(ApiModel):
             holds=lambda t: (t.prompt is None) == (t.completion is None),
             message="data.template.prompt and data.template.completion go together: write both, or use text",
         ),
+        Rule(
+            cel="!has(self.tools) || has(self.messages)",
+            holds=lambda t: t.tools is None or t.messages is not None,
+            message="data.template.tools goes with messages: it names the field with the tools of the chat",
+        ),
     )
 
     text: TemplateText | None = None
@@ -57,6 +62,8 @@ class Template(ApiModel):
     """What the model is to answer."""
     messages: FieldName | None = None
     """The field that holds a chat: a list of {role, content}; rendered by the model's own chat template."""
+    tools: FieldName | None = None
+    """Beside messages: the field that holds the tools that the chat may call, a list of JSON schemas or its JSON."""
     pair: PairTemplate | None = None
     """Two texts and a label."""
 
@@ -175,6 +182,16 @@ class Data(ApiModel):
             message="data.streaming excludes validationFraction, stratifyBy and clean.deduplicate, which need all rows at once",
         ),
         Rule(
+            cel="!self.streaming || self.onOverflow != 'Drop'",
+            holds=lambda d: not d.streaming or d.on_overflow is not OnOverflow.DROP,
+            message="data.onOverflow Drop needs all rows at once, which data.streaming excludes: write Fail or Truncate",
+        ),
+        Rule(
+            cel="!self.streaming || !has(self.train.split) || !self.train.split.contains('[')",
+            holds=lambda d: not d.streaming or "[" not in (d.train.split or ""),
+            message="data.train.split with data.streaming must name whole splits: leave the slice out, or data.streaming",
+        ),
+        Rule(
             cel="!(self.packing && has(self.template.pair))",
             holds=lambda d: not (d.packing and d.template.pair is not None),
             message="data.packing is not for data.template.pair, whose rows are compared whole: leave data.packing out",
@@ -213,7 +230,7 @@ class Data(ApiModel):
     test: DataSource | None = None
     """Rows that are measured once, at the end."""
     streaming: bool = False
-    """Read the rows while training; for data that one pod cannot hold."""
+    """Read the training rows while training, from JSON lines or Parquet; for data that one pod cannot hold."""
     template: Template
     labels: Labels | None = None
     """For task Classification."""

@@ -193,6 +193,26 @@ class Diagnosis(StatusModel):
     advice: Sentence = ""
 
 
+class Estimate(StatusModel):
+    """Before the first step, from one probe step."""
+
+    memory_bytes: int
+    """At the peak of the leading process: of its device where there is one, else of its whole memory."""
+    seconds: int | None = None
+    """Of the steps that are left."""
+
+
+class Utilization(StatusModel):
+    """Shares of the time since the last log line, of the leading process."""
+
+    cpu: float | None = None
+    """Of its threads."""
+    gpu: float | None = None
+    """Of its device, at the last log line."""
+    input: float | None = None
+    """Of the steps' time that went into preparing rows."""
+
+
 class Child(StatusModel):
     """The training child: from here on the spec is fixed."""
 
@@ -217,7 +237,9 @@ class Snapshot(StatusModel):
     lost_steps: int = 0
     """Steps that had to be trained again after failures, all attempts together."""
     resumed_from_step: int | None = None
+    estimate: Estimate | None = None
     peak_memory_bytes: int | None = None
+    utilization: Utilization | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None
     """<storage.uri>/<namespace>/<name>/<uid>"""
@@ -261,6 +283,24 @@ class JobIdentity(StatusModel):
     """Name of the training child."""
 
 
+class Trials(StatusModel):
+    """How many trials of a search are in which state."""
+
+    total: Annotated[int, Field(ge=0)]
+    running: Annotated[int, Field(ge=0)] = 0
+    succeeded: Annotated[int, Field(ge=0)] = 0
+    failed: Annotated[int, Field(ge=0)] = 0
+    pruned: Annotated[int, Field(ge=0)] = 0
+
+
+class BestTrial(StatusModel):
+    """The best trial so far; its own resource has its parameters."""
+
+    name: ShortText
+    value: float
+    """Of search.metric."""
+
+
 class FineTuneJobStatus(StatusModel):
     """What the operator tells of a job."""
 
@@ -300,9 +340,15 @@ class FineTuneJobStatus(StatusModel):
     metered_time: datetime | None = None
     """Until when these three are counted."""
     diagnosis: Annotated[list[Diagnosis], Field(max_length=6)] = []
+    estimate: Estimate | None = None
     peak_memory_bytes: int | None = None
+    utilization: Utilization | None = None
     artifacts: Annotated[list[Artifact], Field(max_length=8)] = []
     storage_uri: StorageUri | None = None
+    trials: Trials | None = None
+    """Of a search."""
+    best_trial: BestTrial | None = None
+    """Of a search."""
 
 
 def thin_curve(points: list[CurvePoint], limit: int = CURVE_LIMIT) -> list[CurvePoint]:

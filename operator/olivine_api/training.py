@@ -133,6 +133,8 @@ class Training(ApiModel):
     """Rows per process and micro-step; effective: batchSize x gradientAccumulationSteps x processes."""
     eval_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    group_by_length: bool | None = None
+    """Steps of rows of similar length: less padding, losses that vary more from step to step (docs/decisions/0081)."""
     optimizer: Optimizer = Optimizer.ADAMW_TORCH
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0

@@ -6,6 +6,7 @@ import sys
 
 from olivine_operator.handlers.process import run_operator
 from olivine_operator.handlers.resync import NotInSyncError
+from olivine_operator.handlers.watching import KindGoneError
 from olivine_operator.runtime.api import ApiError
 from olivine_operator.runtime.config import ConfigurationError, load_settings
 from olivine_operator.runtime.logs import configure
@@ -23,7 +24,7 @@ def main() -> int:
     configure(settings.log_level)
     try:
         asyncio.run(run_operator(settings))
-    except (ApiError, NotInSyncError) as error:
+    except (ApiError, KindGoneError, NotInSyncError) as error:
         log.error("%s", error)
         return 1
     except Exception:

@@ -120,6 +120,13 @@ class OperatorProcess:
         self._process = None
         return code
 
+    def wait(self, *, seconds: float) -> int:
+        """The exit code, once it has ended by itself."""
+        assert self._process is not None
+        code = self._process.wait(timeout=seconds)
+        self._process = None
+        return code
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)

@@ -1,6 +1,7 @@
 """With JobSet's and Kueue's own CRDs on a real API server; a hand plays their controllers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,7 +191,50 @@ def test_fewer_pods_that_kueue_admits_are_the_world(ns: Namespace, operator: Ope
     assert '"pods": 1' in ns.config_maps("part")[0]["data"]["world.json"]
 
 
+def test_a_queued_job_that_runs_for_too_long_leaves_the_queue(ns: Namespace, operator: OperatorProcess) -> None:
+    """Not suspended: Kueue would let it run again."""
+    job = queued(ns, "long", activeDeadlineSeconds=3)
+    admit(ns, job, make_workload(ns, job))
+    ns.pod_runs(ns.wait_pod("long"))
+    ns.wait_phase("long", Phase.RUNNING)
+    assert "spec.activeDeadlineSeconds is 3" in ns.wait_reason("long", "Failed", "DeadlineExceeded")
+    wait_for("no Job", lambda: not ns.children(JOBS, "long"), seconds=15)
+
+
+def test_a_job_that_kueue_manages_without_a_label_is_left_to_it(ns: Namespace, operator: OperatorProcess) -> None:
+    """Kueue's manageJobsWithoutQueueName: two controllers would suspend and resume it by turns."""
+    ns.apply("taken")
+    job = ns.wait_job("taken")
+    make_workload(ns, job)
+    wait_for("what Kueue waits for", lambda: "no cpu" in ns.condition("taken", "QuotaReserved")[2], seconds=15)
+    path = ns.path(JOBS, job["metadata"]["name"])
+    ns.kube.merge(path, {"spec": {"suspend": True}})
+    ns.wait_phase("taken", Phase.QUEUED)
+    assert ns.kube.must("GET", path)["spec"]["suspend"] is True
+    ns.kube.merge(path, {"spec": {"suspend": False}})
+    ns.pod_runs(ns.wait_pod("taken"))
+    ns.wait_phase("taken", Phase.RUNNING)
+
+
 def test_a_queued_job_that_waits_for_too_long_leaves_the_queue(ns: Namespace, operator: OperatorProcess) -> None:
     make_workload(ns, queued(ns, "late", queueDeadlineSeconds=3))
     ns.wait_reason("late", "Failed", "QueueDeadlineExceeded")
     wait_for("no Job", lambda: not ns.children(JOBS, "late"), seconds=15)
+
+
+def test_a_kind_that_is_taken_out_of_the_cluster_ends_the_operator_and_the_next_one_does_without(
+    ns: Namespace, kube: Kube, operator: OperatorProcess, tmp_path: Path
+) -> None:
+    operator.stop()
+    first = OperatorProcess(operator.kubeconfig, tmp_path, operator.settings)
+    first.start()
+    ns.apply("team", pods={"count": 2})
+    wait_jobset(ns, "team")
+    addons.uninstall(kube, addons.JOBSET)
+    assert first.wait(seconds=30) == 1
+    assert "the cluster lacks a kind that was watched: only a new start can do without it" in first.log.read_text()
+    operator.start()
+    assert len(ns.wait_pods("team", 2)) == 2
+    assert ns.raw("team")["status"]["child"]["kind"] == "Job"
+    assert ns.status("team").restarts == 0
+    addons.install(kube, addons.JOBSET)

@@ -7,9 +7,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.api.jobs import Namespace
+from olivine_api import names
+from olivine_api.status import Phase
+from tests.api.jobs import Namespace, snapshot
 from tests.api.kube import Kube
-from tests.api.operator_process import OperatorProcess, kubeconfig_of_operator
+from tests.api.operator_process import OperatorProcess, kubeconfig_of_operator, pod_token
 from tests.support.proxy import Proxy
 from tests.support.wait import wait_for
 
@@ -60,6 +62,35 @@ def test_a_watch_that_turned_deaf_fails_liveness_and_a_new_start_mends_it(
     behind.stop()
     behind.start()
     assert behind.get("/healthz") == (200, "ok\n")
+
+
+@pytest.mark.full
+def test_a_deaf_watch_of_a_leader_is_noticed_long_before_the_next_listing(
+    ns: Namespace, kube: Kube, operator: OperatorProcess, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Its own writes, and what its conflicts show, ought to come by the watch: no listing is needed to see that they do not."""
+    operator.stop()
+    kubeconfig_of_operator(kube, tmp_path / "kubeconfig", server=f"https://127.0.0.1:{proxy.port}")
+    leader = OperatorProcess(tmp_path / "kubeconfig", tmp_path, operator.settings | {"resyncSeconds": 600})
+    leader.start()
+    ns.apply("report")
+    pod = ns.wait_pod("report")
+    ns.pod_runs(pod)
+    ns.wait_phase("report", Phase.RUNNING)
+    token, ca = pod_token(kube, pod), ns.config_maps("report")[0]["data"][names.CONFIG_CA]
+    assert leader.post(ns.name, "report", snapshot("Training", 0), token=token, ca=ca)[0] == 204
+    proxy.deafen()
+    steps = iter(range(1, 1000))
+
+    def noticed() -> str | None:
+        leader.post(ns.name, "report", snapshot("Training", next(steps)), token=token, ca=ca)
+        code, text = leader.get("/healthz")
+        return text if code == 503 else None
+
+    assert "the watch of finetunejobs is dead" in wait_for("liveness fails", noticed, seconds=120, every=2)
+    leader.stop()
+    operator.start()
+    wait_for("the session's operator leads", operator.leads, seconds=40)
 
 
 def test_a_leader_that_is_cut_off_stops_before_another_begins(

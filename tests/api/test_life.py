@@ -5,7 +5,7 @@ import json
 from olivine_api import names
 from olivine_api.exit_codes import Category
 from olivine_api.status import Phase
-from tests.api.jobs import FINAL, Namespace, snapshot
+from tests.api.jobs import FINAL, Namespace, now, snapshot, words
 from tests.api.kube import CONFIG_MAPS, FTJ, JOBS, PODS
 from tests.api.operator_process import OperatorProcess, pod_token
 from tests.support.wait import wait_for
@@ -151,6 +151,31 @@ def test_cancelled_its_job_is_deleted_and_it_stays_failed(ns: Namespace, operato
     assert not ns.children(JOBS, "off")
 
 
+def test_what_a_cancelled_jobs_pod_says_last_is_taken_over(ns: Namespace, operator: OperatorProcess) -> None:
+    """It saves a checkpoint before it goes; the one that status told of may be pruned by then."""
+    node = f"node-of-{ns.name}"
+    ns.make_node(node)
+    ns.apply("last", pods=ns.on_node)
+    pod = ns.wait_pod("last")
+    wait_for("the pod is bound", lambda: ns.pods("last")[0]["spec"].get("nodeName") == node, seconds=10)
+    ns.pod_runs(pod)
+    ns.wait_phase("last", Phase.RUNNING)
+    ns.change("last", cancel=True)
+    ns.wait_reason("last", "Failed", "Cancelled")
+    path = ns.path(PODS, pod["metadata"]["name"])
+    wait_for("its pod is asked to go", lambda: "deletionTimestamp" in ns.kube.must("GET", path)["metadata"], seconds=60)
+    assert not ns.children(JOBS, "last")
+    saved = {"uri": "s3://olivine/runs/x/checkpoints/step-00000007-a0001", "step": 7, "digest": "d", "savedAt": now()}
+    ns.pod_ends(pod, 40, words("Interrupted", step=7, snapshot=snapshot("Training", 7, checkpoint=saved)))
+    # As kubelet does it.
+    ns.kube.must("DELETE", path, {"gracePeriodSeconds": 0})
+    wait_for("the checkpoint", lambda: ns.status("last").checkpoint is not None, seconds=10)
+    status = ns.status("last")
+    assert status.checkpoint is not None
+    assert (status.checkpoint.step, status.phase, status.restarts) == (7, Phase.FAILED, 0)
+    ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
+
+
 def test_a_suspended_job_is_cancelled_by_the_same_patch(ns: Namespace, operator: OperatorProcess) -> None:
     """The documented line was refused: suspend and cancel excluded each other."""
     ns.apply("paused", suspend=True)
@@ -167,6 +192,23 @@ def test_deleted_its_children_are_collected(ns: Namespace, operator: OperatorPro
     ns.kube.must("DELETE", ns.path(FTJ, "gone"))
     # The garbage collector of a young control plane learns of a new kind of owner after half a minute.
     wait_for("no children", lambda: not any(ns.children(kind, "gone") for kind in (JOBS, PODS, CONFIG_MAPS)), seconds=60)
+
+
+def test_a_pod_of_somebody_elses_with_our_labels_keeps_the_operator_from_nothing(ns: Namespace, operator: OperatorProcess) -> None:
+    """Anybody who may create pods may write any labels: an index that is no number kept every new operator from starting."""
+    labels = {names.LABEL_JOB: "odd", "batch.kubernetes.io/job-completion-index": "first"}
+    container = {
+        "name": "c",
+        "image": "i",
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    body = {"metadata": {"name": "theirs", "labels": labels}, "spec": {"containers": [container], "securityContext": security}}
+    ns.kube.must("POST", ns.path(PODS), body)
+    operator.stop()
+    operator.start()
+    ns.apply("odd")
+    assert ns.wait_job("odd")["metadata"]["name"] != "theirs"
 
 
 def test_a_job_with_the_childs_name_is_not_adopted_but_waited_for(ns: Namespace, operator: OperatorProcess) -> None:

@@ -1,6 +1,7 @@
 """Deadlines, what is kept after the end, memory, quota, claims and lost nodes, against the real controllers."""
 
 import json
+from pathlib import Path
 
 from olivine_api import names
 from olivine_api.status import Phase
@@ -147,10 +148,39 @@ def test_a_pod_on_a_lost_node_is_removed_and_replaced_at_no_cost(ns: Namespace, 
     again = ns.wait_pod("lost", without=(name,), seconds=40)
     assert again["metadata"]["name"] != name
     wait_for("the lost one is gone", lambda: name not in [p["metadata"]["name"] for p in ns.pods("lost")], seconds=15)
-    told = [event["reason"] for event in ns.events("lost")]
-    assert "NodeLost" in told
+    told = {event["reason"]: event["message"] for event in ns.events("lost")}
+    assert f"node {node} does not answer, and pod {name} did not go from it" in told["NodeLost"]
     assert ns.status("lost").restarts == 0
     ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
+
+
+def test_a_pod_on_a_lost_node_is_told_with_the_way_out_where_it_may_not_be_removed(
+    ns: Namespace, operator: OperatorProcess, tmp_path: Path
+) -> None:
+    """The chart's default."""
+    operator.stop()
+    careful = OperatorProcess(operator.kubeconfig, tmp_path, operator.settings | {"removeLostPods": False})
+    careful.start()
+    node = f"node-of-{ns.name}"
+    ns.make_node(node)
+    ns.apply("silent", pods={**ns.on_node, "terminationGracePeriodSeconds": 1})
+    pod = ns.wait_pod("silent")
+    name = pod["metadata"]["name"]
+    wait_for("the pod is bound", lambda: ns.pods("silent")[0]["spec"].get("nodeName") == node, seconds=10)
+    ns.pod_runs(pod)
+    ns.wait_phase("silent", Phase.RUNNING)
+    ns.kube.must("DELETE", ns.path(PODS, name))
+    message = ns.wait_reason("silent", "Running", "NodeLost", seconds=20)
+    assert f"node {node} does not answer, and pod {name} did not go" in message
+    assert f"kubectl delete node {node}" in message
+    assert [pod["metadata"]["name"] for pod in ns.pods("silent")] == [name]
+    # The way out.
+    ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
+    ns.kube.must("DELETE", ns.path(PODS, name), {"gracePeriodSeconds": 0})
+    ns.wait_pod("silent", without=(name,), seconds=60)
+    assert ns.status("silent").restarts == 0
+    assert careful.stop() == 0
+    operator.start()
 
 
 def test_deadlines_and_what_is_kept_may_change_while_the_job_lives(ns: Namespace, operator: OperatorProcess) -> None:

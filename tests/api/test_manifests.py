@@ -54,6 +54,7 @@ WRONG: dict[str, tuple[Json, str]] = {
     # data
     "two forms of template": ({"data.template.text": "{a}"}, "exactly one form"),
     "no form of template": ({"data.template": {}}, "exactly one form"),
+    "tools without messages": ({"data.template.tools": "functions"}, "data.template.tools goes with messages"),
     "prompt without completion": ({"data.template.completion": None}, "go together"),
     "validation and fraction": ({"data.validation": {"uri": "s3://data/more.jsonl"}}, "exclude each other"),
     "stratified without fraction": ({"data.validationFraction": None, "data.stratifyBy": "tone"}, "needs data.validationFraction"),
@@ -72,6 +73,14 @@ WRONG: dict[str, tuple[Json, str]] = {
             "data.augmentation": [{"name": "word_dropout", "probability": 0.1}],
         },
         "data.augmentation needs data.template.prompt",
+    ),
+    "streamed slice": (
+        {"data.validationFraction": None, "data.streaming": True, "data.train.split": "train[:9]"},
+        "must name whole splits",
+    ),
+    "streamed and dropped": (
+        {"data.validationFraction": None, "data.streaming": True, "data.onOverflow": "Drop"},
+        "write Fail or Truncate",
     ),
     "packed pairs": (
         {"task": "Generation", "data.template": {"pair": {"left": "{a}", "right": "{b}", "label": "c"}}, "data.packing": True},
@@ -121,6 +130,18 @@ WRONG: dict[str, tuple[Json, str]] = {
             "data.extraction": {"format": "Spans", "textField": "t", "spansField": "s"},
         },
         "task Extraction needs",
+    ),
+    "own metric under a built-in's name": (
+        {"evaluation.metrics": [{"name": "f1", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
+        "under the name of a built-in metric",
+    ),
+    "benchmark of an unknown metric": (
+        {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "own"}]},
+        "the metric of evaluation.benchmarks must be eval_loss",
+    ),
+    "benchmark nowhere": (
+        {"evaluation.benchmarks": [{"name": "own", "uri": "b.jsonl", "metric": "accuracy"}]},
+        "other schemes are not served",
     ),
     "summaries of texts": (
         {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
@@ -173,12 +194,8 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
-    "data.streaming": {"data.validationFraction": None, "data.streaming": True},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
-    "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
-    "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
     "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
     "search": {
@@ -193,6 +210,7 @@ RIGHT: dict[str, Json] = {
     "as it is": {},
     "text with lossOn All": {"task": "Generation", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
     "messages": {"task": "Instruction", "data.template": {"messages": "chat"}},
+    "messages with tools": {"task": "Instruction", "data.template": {"messages": "chat", "tools": "functions"}},
     "summaries": {"task": "Summarization", "evaluation.metrics": [{"name": "rouge"}, {"name": "bleu"}]},
     "entities": {
         "task": "Extraction",
@@ -200,6 +218,17 @@ RIGHT: dict[str, Json] = {
         "evaluation.metrics": [{"name": "seqeval"}, {"name": "exact_match"}],
     },
     "gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}, {"metric": "eval_loss", "improvesOnBase": True}]},
+    "rows to measure": {
+        "data.test": {"uri": "s3://data/test.jsonl", "secretRef": {"name": "t"}},
+        "evaluation.metrics": [
+            {"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own", "parameters": {"share": 0.5}},
+            {"name": "accuracy"},
+        ],
+        "evaluation.benchmarks": [
+            {"name": "cards", "uri": "s3://data/b.jsonl", "metric": "own"},
+            {"name": "loans-2", "uri": "pvc://rows/b.jsonl", "metric": "eval_loss"},
+        ],
+    },
     "all metrics of answers": {
         "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
     },
@@ -210,6 +239,7 @@ RIGHT: dict[str, Json] = {
             {"name": "template_paraphrase", "probability": 0.5, "templates": ["{phrase}: which tone?"]},
         ]
     },
+    "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},

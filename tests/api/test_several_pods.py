@@ -70,6 +70,21 @@ def test_two_pods_that_fail_together_are_one_incident_and_a_lost_peer_is_none(ns
     assert ns.status("together").restarts == 1
 
 
+def test_a_service_that_was_deleted_is_made_again_when_the_pods_have_lost_each_other(
+    ns: Namespace, operator: OperatorProcess
+) -> None:
+    ns.apply("nameless", pods={"count": 2})
+    _, second = runs(ns, "nameless", 2)
+    path = ns.path(SERVICES, ns.wait_job("nameless")["metadata"]["name"])
+    uid = ns.kube.must("GET", path)["metadata"]["uid"]
+    ns.kube.must("DELETE", path)
+    ns.pod_ends(second, 31, words("PeerLost", "the first pod was not found", attempt=1))
+    wait_for("the Service", lambda: ns.kube.request("GET", path).ok, seconds=15)
+    found = ns.kube.must("GET", path)
+    assert found["metadata"]["uid"] != uid
+    assert found["spec"]["clusterIP"] == "None"
+
+
 def suspend(ns: Namespace, name: str) -> Json:
     ns.change(name, suspend=True)
     ns.wait_phase(name, Phase.SUSPENDED)

@@ -22,6 +22,7 @@ NOT_RUN = {
     r"make (demo|test|verify|cluster|cluster-down|help|generate|test-full)$": "the session's own way here, or covered by the demo's test",
     r"export KUBECONFIG=": "every command below runs with it",
     r"docker build ": "needs a Docker engine; the embedded cluster's images are made without one",
+    r"helm uninstall ": "the session's operator would go; tests/api/test_upgrade.py uninstalls a release",
     r"kubectl create namespace ": "done by the fixture, with what the embedded cluster's pods need",
 }
 
@@ -31,7 +32,8 @@ def documented() -> Iterator[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "devcluster" / "README.md"]
     for page in pages:
         text = page.read_text()
-        for block in re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL):
+        blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+        for block in [block for language, block in blocks if language in ("", "sh", "bash")]:
             yield from (line.strip() for line in block.replace("\\\n", " ").splitlines() if line.strip())
         yield from re.findall(r"^\|[^|]*\| `((?:kubectl|olivine-train)[^`]*)`", text, re.MULTILINE)
 
@@ -121,6 +123,9 @@ HOW: dict[str, Callable[[str], None]] = {
     r"kubectl apply -f examples/": _apply,
     r"kubectl get ftj .*-w$": _watch,
     r"kubectl describe ftj": _run,
+    r"kubectl get (lease|endpointslices) ": _run,
+    r"kubectl annotate secret ": _dry_run,
+    r"helm upgrade olivine ": _dry_run,
     r"kubectl patch ftj": _dry_run,
 }
 

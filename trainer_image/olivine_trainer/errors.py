@@ -6,6 +6,8 @@ from typing import ClassVar
 from olivine_api.exit_codes import Category, ExitCode, category_of
 from olivine_api.reasons import Reason
 
+_SHOWN_ROWS = 16
+
 
 class TrainerError(Exception):
     """A run's end that is understood: it is logged as one line, without a traceback.
@@ -45,18 +47,27 @@ class ModelError(TrainerError):
     exit_code = ExitCode.MODEL
 
 
+def _rows(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:_SHOWN_ROWS])
+    more = f" and {len(numbers) - _SHOWN_ROWS} more" if len(numbers) > _SHOWN_ROWS else ""
+    return f"{'row' if len(numbers) == 1 else 'rows'} {shown}{more}"
+
+
 class NonFiniteLossError(TrainerError):
     """The loss or its gradient is no number any more."""
 
     exit_code = ExitCode.NON_FINITE_LOSS
 
-    def __init__(self, step: int, what: str, learning_rate: float) -> None:
+    def __init__(self, step: int, what: str, learning_rate: float, rows: Sequence[int] = ()) -> None:
+        """`rows`: numbers of the rows of data.train with which it happened."""
+        with_rows = f", with {_rows(rows)} of data.train" if rows else ""
         super().__init__(
             Reason.NON_FINITE_LOSS,
-            f"{what} of step {step} is not finite: lower training.learningRate (it is {learning_rate:g}),"
-            " add training.warmupSteps, or set training.precision to fp32",
+            f"{what} of step {step} is not finite{with_rows}: lower training.learningRate (it is {learning_rate:g}),"
+            " add training.warmupSteps, set training.precision to fp32, or look whether something is wrong with these rows",
             step=step,
         )
+        self.rows = tuple(rows)
 
 
 class GateUnmetError(TrainerError):

@@ -57,8 +57,10 @@ class Feed:
     def hear(self, watched: Watched, kind: str | None, raw: Raw) -> None:
         """An event of the watch."""
         self._told[watched.kind] += 1
+        uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
+        watched.shelf.heard(uid, version)
         if kind == "DELETED":
-            self.gone(watched, raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
+            self.gone(watched, uid, version)
         else:
             self.see(watched, raw)
 

@@ -21,6 +21,9 @@ _CRD_SECONDS = 2.0
 # After a listing that found a watch behind, the next one comes soon.
 _SUSPICIOUS_SECONDS = 30.0
 _MISSED_LISTINGS = 3
+# A watch tells of what we wrote ourselves within a second; one that does not is looked into, without waiting for the next listing.
+_ECHO_SECONDS = 20.0
+_GLANCE_SECONDS = 10.0
 
 
 class NotInSyncError(Exception):
@@ -128,7 +131,7 @@ class Resync:
     async def keep(self) -> None:
         """Compares for ever."""
         while True:
-            await asyncio.sleep(_SUSPICIOUS_SECONDS if self._behind else self._every)
+            await self._rest()
             try:
                 for watched in self._feed.watched:
                     await self.compare(watched)
@@ -138,6 +141,16 @@ class Resync:
                 _log.warning("the cache was not compared: %s", error.message)
             except Exception:  # noqa: BLE001 - what one listing holds must not end the operator
                 _log.exception("the cache was not compared")
+
+    async def _rest(self) -> None:
+        """Until the next comparison; no longer than until a watch is silent about something that it ought to have told."""
+        if self._behind:
+            await asyncio.sleep(_SUSPICIOUS_SECONDS)
+            return
+        left = self._every
+        while left > 0 and not any(_is_silent(watched) for watched in self._feed.watched):
+            await asyncio.sleep(min(left, _GLANCE_SECONDS))
+            left -= _GLANCE_SECONDS
 
     async def compare(self, watched: Watched) -> None:
         """Drops what is gone, and fetches what the watch did not tell."""
@@ -151,7 +164,7 @@ class Resync:
             if await self._fetch(watched, uid, *listed[uid][1:]):
                 self._metrics.stale_objects.labels(watched.kind.name).inc()
                 missed += 1
-        self._judge(watched, missed=missed > 0)
+        self._judge(watched, missed=missed > 0 or _is_silent(watched))
 
     async def _without_the_gone(self, watched: Watched) -> dict[str, tuple[str, str, str]]:
         before = watched.shelf.versions()
@@ -202,3 +215,7 @@ class Resync:
             token = page["metadata"].get("continue")
             if not token:
                 return found
+
+
+def _is_silent(watched: Watched) -> bool:
+    return watched.shelf.unheard_seconds() > _ECHO_SECONDS

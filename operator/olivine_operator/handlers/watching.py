@@ -13,6 +13,11 @@ _REQUEST_SECONDS = 20
 # The API server ends a watch after this; a little later the client does, in case it is not there any more.
 _WATCH_SECONDS = 240
 _WATCH_GRACE_SECONDS = 20
+_NOT_FOUND = 404
+
+
+class KindGoneError(Exception):
+    """Somebody took a CustomResourceDefinition out of the cluster."""
 
 
 async def watch(feed: Feed, stopping: Callable[[], None]) -> None:
@@ -28,7 +33,13 @@ async def watch(feed: Feed, stopping: Callable[[], None]) -> None:
         prefix = watched.kind.prefix.removeprefix("/apis/").removeprefix("/api/")
         group, _, version = prefix.rpartition("/")
         kopf.on.event(group, version, watched.kind.plural, id=watched.kind.plural, registry=registry)(_handler(feed, watched))
-    await kopf.operator(registry=registry, settings=_settings(feed), standalone=True, clusterwide=True)
+    try:
+        await kopf.operator(registry=registry, settings=_settings(feed), standalone=True, clusterwide=True)
+    except Exception as error:
+        # kopf's own class of it is private.
+        if getattr(error, "status", None) == _NOT_FOUND:
+            raise KindGoneError("the cluster lacks a kind that was watched: only a new start can do without it") from error
+        raise
 
 
 def _handler(feed: Feed, watched: Watched) -> Any:

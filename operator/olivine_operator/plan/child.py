@@ -45,7 +45,7 @@ def build_child(
     return CreateChild(
         config_map=build_config_map(job, spec, live),
         # The JobSet controller makes a Service of its own.
-        service=_service(job) if several and not jobsets else None,
+        service=build_service(job) if several and not jobsets else None,
         job=build(job, spec, live, settings),
         plain=build(job, plain, live, settings),
     )
@@ -90,7 +90,7 @@ def build_config_map(job: JobView, spec: FineTuneJobSpec, live: dict[str, str]) 
     }
 
 
-def _service(job: JobView) -> dict[str, Any]:
+def build_service(job: JobView) -> dict[str, Any]:
     """Gives each pod a name before it is ready: they meet at the first one."""
     return {
         "apiVersion": "v1",

@@ -11,6 +11,8 @@ _EVALUATIONS_AFTER_BEST = 2
 # A training loss this much above where it once was has left the valley.
 _DIVERGED = 2.0
 _LATEST_POINTS = 3
+# A device that waits this long for rows, step after step, is paid for in vain.
+_SLOW_INPUT = 0.25
 # Fewer rows than one in a hundred change little.
 _FEW = 0.01
 
@@ -22,6 +24,7 @@ def diagnose(status: FineTuneJobStatus) -> list[Diagnosis]:
         _no_improvement,
         _overfitting,
         _lost_rows,
+        _slow_input,
         _smaller_batch,
     )
     return [found for rule in rules if (found := rule(status)) is not None]
@@ -84,6 +87,17 @@ def _lost_rows(status: FineTuneJobStatus) -> Diagnosis | None:
         code="TruncatedData",
         message=f"of {data.rows + data.dropped} rows {' and '.join(parts)}, being longer than data.maxLength",
         advice="raise data.maxLength, or shorten the rows",
+    )
+
+
+def _slow_input(status: FineTuneJobStatus) -> Diagnosis | None:
+    share = status.utilization.input if status.utilization is not None else None
+    if share is None or share < _SLOW_INPUT:
+        return None
+    return Diagnosis(
+        code="SlowInput",
+        message=f"{share:.0%} of the steps' time goes into preparing rows",
+        advice="set data.streaming to false where the rows fit into memory, use fewer augmentations, or give the pods more CPU",
     )
 
 

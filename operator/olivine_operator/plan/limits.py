@@ -9,6 +9,9 @@ from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.outcome import DeleteChild
 from olivine_operator.plan.usage import running_seconds
 
+# Where an end that is under way goes before a deadline that has passed: no look after look until it is there.
+_SOONEST_SECONDS = 1.0
+
 
 def ended_by_deadline(draft: Draft) -> bool:
     """Ends a job that ran or waited for too long; returns whether it did."""
@@ -36,10 +39,10 @@ def watch_deadlines(draft: Draft) -> None:
     """Asks for a look when a deadline passes."""
     limit = draft.wishes.active_deadline_seconds
     if limit is not None and draft.holds(ConditionType.RUNNING):
-        draft.look_again_in(max(0, limit - running_seconds(draft.status, draft.observed.pods, draft.now)))
+        draft.look_again_in(max(_SOONEST_SECONDS, limit - running_seconds(draft.status, draft.observed.pods, draft.now)))
     due = _queue_deadline(draft)
     if due is not None:
-        draft.look_again_in(max(0.0, (due - draft.now).total_seconds()))
+        draft.look_again_in(max(_SOONEST_SECONDS, (due - draft.now).total_seconds()))
 
 
 def _queue_deadline(draft: Draft) -> datetime | None:

@@ -10,21 +10,29 @@ from olivine_operator.plan.outcome import RemoveLostPod
 
 
 def show_leaving(draft: Draft, pod: PodView) -> None:
-    """Tells of a pod that is on its way, or whose node was lost; removes the latter where the administrator wants that."""
+    """Tells of a pod that is on its way, or whose node was lost."""
     draft.update(next_retry_time=None)
-    gone_by = pod.gone_by + timedelta(seconds=draft.settings.lost_pod_timeout_seconds) if pod.gone_by is not None else None
-    if gone_by is None or draft.now < gone_by or not pod.node:
+    if not show_lost(draft, pod):
         where = f" from node {pod.node}" if pod.node else ""
-        draft.set(
-            ConditionType.RUNNING, "False", Reason.POD_LEAVING, f"pod {pod.name} is going away{where}; the next one comes then"
-        )
-        if gone_by is not None and pod.node:
-            draft.look_again_at(gone_by)
-        return
+        message = f"pod {pod.name} is going away{where}; the next one comes then"
+        draft.set(ConditionType.RUNNING, "False", Reason.POD_LEAVING, message)
+
+
+def show_lost(draft: Draft, pod: PodView) -> bool:
+    """Tells of a pod that ought to have gone, and removes it where the administrator wants that; returns whether it is such a one."""
+    if pod.gone_by is None or not pod.node:
+        return False
+    gone_by = pod.gone_by + timedelta(seconds=draft.settings.lost_pod_timeout_seconds)
+    if draft.now < gone_by:
+        draft.look_again_at(gone_by)
+        return False
     lost = f"node {pod.node} does not answer, and pod {pod.name} did not go from it within its grace"
     if draft.settings.remove_lost_pods:
         draft.set(ConditionType.RUNNING, "False", Reason.NODE_LOST, f"{lost}: it is removed by force, and the next one comes")
         draft.act(RemoveLostPod(name=pod.name, uid=pod.uid, message=lost))
-        return
-    way_out = f"kubectl delete node {pod.node}, or bring it back; no other pod is made before (setting removeLostPods would)"
-    draft.set(ConditionType.RUNNING, "False", Reason.NODE_LOST, f"{lost}: {way_out}")
+    else:
+        way_out = (
+            f"kubectl delete node {pod.node}, or bring it back; no other pod is made before (the chart's lostPods.remove would)"
+        )
+        draft.set(ConditionType.RUNNING, "False", Reason.NODE_LOST, f"{lost}: {way_out}")
+    return True

@@ -27,6 +27,7 @@ CHILD_SUFFIX = 7
 REPLICATED_JOB = "trainer"
 _CRITERIA_MET = "SuccessCriteriaMet"
 ChildKind = Literal["Job", "JobSet"]
+_DIGITS = 9
 
 # A Job's or pod's place in the cache: its namespace and the FineTuneJob that its label names.
 Key = tuple[str, str]
@@ -108,6 +109,11 @@ def _conditions(status: Raw, wanted: str) -> tuple[ChildCondition, ...]:
     )
 
 
+def _number(text: str | None) -> int | None:
+    """A number that we or the Job controller wrote; others may write anything where they put our labels."""
+    return int(text) if text is not None and text.isdecimal() and len(text) <= _DIGITS else None
+
+
 def _key_by_label(metadata: Raw) -> Key:
     return metadata["namespace"], metadata["labels"][names.LABEL_JOB]
 
@@ -144,8 +150,7 @@ class ChildView:
         metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status", {})
         annotations = metadata.get("annotations", {})
         jobset = "replicatedJobs" in spec
-        pods = spec["replicatedJobs"][0]["template"]["spec"] if jobset else spec
-        asked = annotations.get(ANNOTATION_PODS, "")
+        pods = next((item["template"]["spec"] for item in spec["replicatedJobs"]), {}) if jobset else spec
         return cls(
             key=_key_by_label(metadata),
             name=metadata["name"],
@@ -158,7 +163,7 @@ class ChildView:
             kind="JobSet" if jobset else "Job",
             pods_since=parse_time(status.get("startTime")) or _resumed_at(status) or _time_of_creation(metadata),
             parallelism=pods.get("parallelism", 1),
-            asked_pods=int(asked) if asked.isdecimal() else None,
+            asked_pods=_number(annotations.get(ANNOTATION_PODS)),
             resources_digest=annotations.get(ANNOTATION_RESOURCES, ""),
             config_digest=annotations.get(ANNOTATION_CONFIG_DIGEST, ""),
             queued=KUEUE_QUEUE_LABEL in metadata["labels"],
@@ -299,7 +304,7 @@ class PodView:
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             termination=_termination(ended) if ended else None,
-            index=int(metadata["labels"].get(INDEX_LABEL, 0)),
+            index=_number(metadata["labels"].get(INDEX_LABEL)) or 0,
             started_at=parse_time((state.get("running") or ended or {}).get("startedAt")),
             gone_by=parse_time(metadata.get("deletionTimestamp")),
             accelerators=_accelerators(containers[0].get("resources", {}).get("limits", {})),

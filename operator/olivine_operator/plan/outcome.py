@@ -75,6 +75,13 @@ class KeepConfigMap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepService:
+    """Make the Service where it is gone; one that is there stays as it is."""
+
+    service: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExplainNoPod:
     """Find out why the Job controller makes no pod; the answer is an obstacle."""
 
@@ -114,6 +121,7 @@ Action = (
     | ResizeChild
     | WriteConfig
     | KeepConfigMap
+    | KeepService
     | ExplainNoPod
     | ExplainSlowPod
     | SetWorkloadActive

@@ -9,6 +9,7 @@ from olivine_operator.plan import endings, limits
 from olivine_operator.plan.child import build_child
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.incidents import RESTART_TIMES_LIMIT
+from olivine_operator.plan.last_words import hear_out
 from olivine_operator.plan.naming import child_name
 from olivine_operator.plan.observed import KUEUE_QUEUE_LABEL, ChildView, Observed, Obstacle
 from olivine_operator.plan.outcome import Plan
@@ -43,6 +44,7 @@ def plan(observed: Observed, now: datetime, settings: OperatorSettings) -> Plan:
         _follow(draft)
         _tell_progress(draft, now)
     if draft.terminal:
+        hear_out(draft)
         if not limits.retire(draft):
             endings.end_child(draft)
     else:
@@ -52,7 +54,8 @@ def plan(observed: Observed, now: datetime, settings: OperatorSettings) -> Plan:
 
 def _follow(draft: Draft) -> None:
     child = draft.observed.child
-    if draft.wishes.cancel:
+    # What is published before the cancellation is seen is published.
+    if draft.wishes.cancel and (child is None or child.succeeded is None):
         endings.cancel(draft)
     elif child is None:
         _without_child(draft)
@@ -63,6 +66,8 @@ def _follow(draft: Draft) -> None:
 
 
 def _wait_for_deletion(draft: Draft, child: ChildView) -> None:
+    if limits.ended_by_deadline(draft):
+        return
     running = draft.condition(ConditionType.RUNNING)
     if running is not None and running.reason == Reason.RESIZING:
         return  # it was our own doing
@@ -73,7 +78,8 @@ def _wait_for_deletion(draft: Draft, child: ChildView) -> None:
 def _without_child(draft: Draft) -> None:
     """Accept the spec, and make the child unless the job is suspended or something is in the way."""
     job = draft.observed.job
-    spec = validate(job.spec, draft.settings.policy)
+    # A child that has to be made anew was allowed once: another policy since then ends no job.
+    spec = validate(job.spec, draft.settings.policy if draft.status.child is None else None)
     if isinstance(spec, Refusal):
         draft.set(ConditionType.VALIDATED, "False", spec.reason, spec.message)
         endings.fail_by_user(draft, spec.reason, spec.message)

@@ -8,7 +8,7 @@ from olivine_api.status import Condition, ConditionType
 from olivine_operator.plan import failures
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.failures import PodFailure
-from olivine_operator.plan.lost_pods import show_leaving
+from olivine_operator.plan.lost_pods import show_leaving, show_lost
 from olivine_operator.plan.observed import ChildView, PodView
 from olivine_operator.plan.outcome import ExplainNoPod, ExplainSlowPod
 from olivine_operator.plan.waiting import EXPLAIN_AFTER, SETUP_TROUBLES, SLOW_START, Waiting, is_worth_asking, slow_at, waiting_of
@@ -77,7 +77,9 @@ def show_suspended(draft: Draft, *, sized: bool) -> None:
     """What is told of a child that is suspended because its user wants it so."""
     draft.update(next_retry_time=None)
     left = [pod for pod in draft.observed.pods if pod.phase not in ("Succeeded", "Failed")]
-    if left:
+    if any(show_lost(draft, pod) for pod in left if pod.leaving):
+        message = "spec.suspend is true: a pod does not go, since its node does not answer"
+    elif left:
         message = f"spec.suspend is true: pod {left[0].name} saves a checkpoint and goes"
     else:
         message = "spec.suspend is true: no pod runs; false resumes from the last checkpoint"

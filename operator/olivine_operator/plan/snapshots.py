@@ -59,7 +59,8 @@ def merge(status: FineTuneJobStatus, snapshot: Snapshot, *, final: bool = False)
         return status
     return status.model_copy(
         update={
-            "progress": snapshot.progress,
+            # Until the model is loaded an attempt does not know how far it will go on from.
+            "progress": snapshot.progress if snapshot.progress.total_steps is not None else _starting(snapshot, status),
             "attempt": snapshot.attempt,
             # A young attempt has not measured yet what an earlier one did.
             "metrics": _readable(snapshot.metrics) or status.metrics,
@@ -70,6 +71,8 @@ def merge(status: FineTuneJobStatus, snapshot: Snapshot, *, final: bool = False)
             # Once the artifact is there, its checkpoints may be gone.
             "checkpoint": snapshot.checkpoint or (None if snapshot.artifacts else status.checkpoint),
             "lost_steps": max(snapshot.lost_steps, status.lost_steps),
+            "estimate": snapshot.estimate or status.estimate,
+            "utilization": snapshot.utilization or status.utilization,
             "peak_memory_bytes": max(snapshot.peak_memory_bytes or 0, status.peak_memory_bytes or 0) or None,
             "artifacts": snapshot.artifacts or status.artifacts,
             "storage_uri": snapshot.storage_uri or status.storage_uri,

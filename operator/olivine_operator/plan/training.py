@@ -1,6 +1,6 @@
 """A job whose child exists: what the child and its pods say becomes conditions, incidents and ends."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from pydantic import ValidationError
 
@@ -9,18 +9,18 @@ from olivine_api.finetunejob import parse_spec
 from olivine_api.reasons import Reason
 from olivine_api.status import Failure, World
 from olivine_operator.plan import endings, failures, incidents
-from olivine_operator.plan.child import build_config_map
+from olivine_operator.plan.child import build_config_map, build_service
 from olivine_operator.plan.counting import count_incidents
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.failures import PodFailure
+from olivine_operator.plan.last_words import hear_last_words
 from olivine_operator.plan.limits import ended_by_deadline
 from olivine_operator.plan.live_config import digest_of, live_data
 from olivine_operator.plan.observed import ChildView
-from olivine_operator.plan.outcome import KeepConfigMap, SuspendChild, WriteConfig
+from olivine_operator.plan.outcome import KeepConfigMap, KeepService, SuspendChild, WriteConfig
 from olivine_operator.plan.queueing import follow_queue, suspended_by_user
 from olivine_operator.plan.resizing import keep_size
 from olivine_operator.plan.showing import show_pods, show_queued, show_resuming, show_suspended
-from olivine_operator.plan.snapshots import bounded
 from olivine_operator.plan.waiting import SLOW_START, is_slow
 
 # A Job's end and its pod's come by different watches: the pod, which knows why, may come a little later.
@@ -30,7 +30,7 @@ _POD_LAG = timedelta(seconds=10)
 def follow_child(draft: Draft, child: ChildView) -> None:
     """One look at the child and its pods."""
     failed = failures.failures_of(draft.observed.pods)
-    checkpoint_since = _hear_last_words(draft, complete=child.succeeded is not None)
+    checkpoint_since = hear_last_words(draft, complete=child.succeeded is not None)
 
     # Ends come first: whatever else is seen does not matter any more.
     by_user = next((f for f in failed if f.category is Category.USER), None)
@@ -47,6 +47,9 @@ def follow_child(draft: Draft, child: ChildView) -> None:
     if draft.terminal or _overrun(draft) or _crash_loop(draft) or ended_by_deadline(draft):
         return
 
+    if news and child.kind == "Job" and draft.wishes.pods > 1:
+        # Pods that do not find each other may lack the Service that somebody deleted.
+        draft.act(KeepService(service=build_service(draft.observed.job)))
     _keep_config_map(draft)
     _keep_config(draft, child)
     sized = keep_size(draft, child)
@@ -99,26 +102,6 @@ def _keep_config(draft: Draft, child: ChildView) -> None:
 def _live(draft: Draft, child: ChildView) -> dict[str, str]:
     world = World(pods=child.parallelism, processes_per_pod=draft.wishes.processes_per_pod)
     return live_data(ca_certificate=draft.observed.ca_certificate, world=world, overrides=draft.status.overrides)
-
-
-def _hear_last_words(draft: Draft, *, complete: bool) -> datetime | None:
-    """Termination messages carry the last snapshot: what an operator that was away has missed.
-
-    Returns the end of the last pod that told of a new checkpoint.
-    """
-    checkpoint_since: datetime | None = None
-    # Only the pod with index 0 knows how the training goes.
-    for pod in sorted((p for p in draft.observed.pods if p.index == 0), key=lambda p: p.created):
-        if pod.phase == "Succeeded" and not complete:
-            continue  # the Job completes in a moment: one write for both
-        told = failures.termination_message(pod)
-        if told is not None and told.snapshot is not None and pod.termination is not None:
-            heard_at, known = pod.termination.at or draft.now, draft.checkpoint_step
-            final = pod.phase == "Succeeded" or told.reason == Reason.GATE_UNMET
-            draft.merge(bounded(told.snapshot, heard_at), final=final)
-            if draft.checkpoint_step > known:
-                checkpoint_since = heard_at
-    return checkpoint_since
 
 
 def _complete(draft: Draft, child: ChildView) -> None:

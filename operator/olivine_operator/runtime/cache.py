@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from olivine_operator.plan.observed import ChildView, JobView, Key, NamespaceView, PodView, WorkloadView
@@ -47,6 +48,8 @@ class Shelf(Generic[V]):
         self._tombstones: dict[str, tuple[float, str | None]] = {}
         self._by_key: dict[Key, dict[str, V]] = {}
         self._by_uid: dict[str, V] = {}
+        # By uid: a version that a request's answer showed before the watch told of it, and since when it has not.
+        self._unheard: dict[str, tuple[float, str]] = {}
 
     def put(self, view: V) -> bool:
         """Takes a projection unless a newer one is there, or the object is gone; returns whether it is news."""
@@ -60,6 +63,27 @@ class Shelf(Generic[V]):
         self._by_uid[view.uid] = view
         self._by_key.setdefault(view.key, {})[view.uid] = view
         return True
+
+    def keep(self, view: V) -> None:
+        """Takes a projection as the answer to a request of ours shows it: the watch is to tell of it, too."""
+        if self.put(view):
+            self._unheard.setdefault(view.uid, (self._clock(), view.resource_version))
+
+    def outdated(self, view: V) -> None:
+        """That the API server has a later version than this one, as a conflict shows: the watch is to tell of that, too."""
+        known = self._by_uid.get(view.uid)
+        if known is not None and not newer(known.resource_version, view.resource_version):
+            self._unheard.setdefault(view.uid, (self._clock(), str(int(view.resource_version) + 1)))
+
+    def heard(self, uid: str, version: str) -> None:
+        """That the watch told of an object in a version."""
+        expected = self._unheard.get(uid)
+        if expected is not None and not newer(expected[1], version):
+            del self._unheard[uid]
+
+    def unheard_seconds(self) -> float:
+        """For how long the watch has not told of something that we wrote ourselves."""
+        return self._clock() - min((since for since, _ in self._unheard.values()), default=self._clock())
 
     def bury(self, uid: str, version: str | None = None) -> V | None:
         """Forgets an object and does not take it again for a minute, unless in a version later than that it went with."""
@@ -81,6 +105,7 @@ class Shelf(Generic[V]):
     def drop(self, uid: str) -> V | None:
         """Forgets an object; returns what was known of it."""
         known = self._by_uid.pop(uid, None)
+        self._unheard.pop(uid, None)
         if known is not None:
             siblings = self._by_key[known.key]
             del siblings[uid]
@@ -126,12 +151,20 @@ class Cache:
         """The job's own Job or JobSet: one with another owner is never taken for it."""
         jobs = self.children.of(job.key)
         child = next((child for child in (*jobs, *self.jobsets.of(job.key)) if child.owner_uid == job.uid), None)
-        inner = next((inner for inner in jobs if child is not None and inner.owner_uid == child.uid), None)
-        return child.with_inner(inner) if child is not None and inner is not None else child
+        if child is None:
+            return None
+        inner = next((inner for inner in jobs if inner.owner_uid == child.uid), None)
+        child = child.with_inner(inner) if inner is not None else child
+        # Kueue may manage what carries no queue's label, too (manageJobsWithoutQueueName): its suspend is not ours to fight over.
+        return replace(child, queued=True) if self._workload(job, child) is not None else child
 
     def keep_child(self, child: ChildView) -> None:
         """Takes a child as a request's answer shows it, before the watch tells."""
-        (self.jobsets if child.kind == "JobSet" else self.children).put(child)
+        (self.jobsets if child.kind == "JobSet" else self.children).keep(child)
+
+    def pods_left(self, job: JobView) -> tuple[PodView, ...]:
+        """The pods of a job whose child is gone, by their label: they have their grace, and something to tell."""
+        return tuple(pod for pod in self.pods.of(job.key) if pod.job_uid == job.uid)
 
     def pods_of(self, job: JobView) -> tuple[PodView, ...]:
         """The pods of the job's own child; a JobSet's pods belong to the Job that it made."""
@@ -148,5 +181,7 @@ class Cache:
     def workload_of(self, job: JobView) -> WorkloadView | None:
         """Kueue's Workload of the job's own child."""
         child = self.child(job)
-        found = self.workloads.of(job.key)
-        return next((workload for workload in found if child is not None and workload.owner_uid == child.uid), None)
+        return self._workload(job, child) if child is not None else None
+
+    def _workload(self, job: JobView, child: ChildView) -> WorkloadView | None:
+        return next((workload for workload in self.workloads.of(job.key) if workload.owner_uid == child.uid), None)

@@ -12,6 +12,7 @@ from olivine_operator.plan.outcome import (
     ExplainNoPod,
     ExplainSlowPod,
     KeepConfigMap,
+    KeepService,
     RemoveLostPod,
     ResizeChild,
     SetWorkloadActive,
@@ -56,6 +57,8 @@ class Children:
             case KeepConfigMap():
                 about(_log, job).info("making sure of ConfigMap %s", action.config_map["metadata"]["name"])
                 await self._create_one(job, CONFIG_MAPS, action.config_map)
+            case KeepService():
+                await self._create_one(job, SERVICES, action.service)
             case DeleteChild():
                 about(_log, job).info("deleting %s %s", action.kind, action.name)
                 await self._api.delete(_KINDS[action.kind], job.namespace, action.name, uid=action.uid)

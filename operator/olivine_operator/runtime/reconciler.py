@@ -77,10 +77,11 @@ class Reconciler:
         return self._settings.model_copy(update={"policy": policy_for(self._settings, labels)})
 
     def _observe(self, job: JobView) -> Observed:
+        child = self._cache.child(job)
         return Observed(
             job=job,
-            child=self._cache.child(job),
-            pods=self._cache.pods_of(job),
+            child=child,
+            pods=self._cache.pods_of(job) if child is not None else self._cache.pods_left(job),
             report=self._memory.report(job.uid),
             written_at=self._memory.written_at(job.uid),
             ca_certificate=self._ca_certificate(),
@@ -96,10 +97,12 @@ class Reconciler:
         try:
             written = await write_status(self._api, job, planned.status)
         except ApiError as error:
+            if error.code == 409:
+                self._cache.jobs.outdated(job)
             if error.code != 404:
                 raise
             return None  # the watch will tell
-        self._cache.jobs.put(written)
+        self._cache.jobs.keep(written)
         self._memory.mark_written(job.uid, self._clock())
         await post_events(self._api, written, planned.events)
         self._tell_phase(job, planned.status)

@@ -66,7 +66,7 @@ def olivine(load: Workload, scratch: Path) -> Run:
         def point(self, step: int, **values: Any) -> None:
             super().point(step, **values)
             if step == 1:
-                self.first = self.snapshot.progress.trained_tokens
+                self.first = self.snapshot.progress.trained_tokens or 0
                 run.start()
 
         def progress(self, **changes: Any) -> None:
@@ -74,7 +74,7 @@ def olivine(load: Workload, scratch: Path) -> Run:
             super().progress(**changes)
             if left and not run.peak_bytes:
                 run.stop()
-                run.tokens = self.snapshot.progress.trained_tokens - self.first
+                run.tokens = (self.snapshot.progress.trained_tokens or 0) - self.first
 
     job, board = load.job(scratch / "runs"), Clock(None)
     records = open_run(job, {})
@@ -110,14 +110,18 @@ def trl_trainer(load: Workload, scratch: Path) -> Run:
 
     model, tokenizer, rows = _peft_model(load, scratch)
     run = Run("TRL SFTTrainer")
+    shared = _arguments(load, scratch)
     own: dict[str, Any] = {"gradient_checkpointing": False, "max_length": PACK_TOKENS if load.packed else None}
     if load.packed:
         own |= {"packing": True, "completion_only_loss": True}
+        # Olivine packs the rows of a step; TRL's batch size is of packs: as many as hold as many tokens.
+        tokens = sum(len(row["input_ids"]) for row in rows) / load.steps
+        shared["per_device_train_batch_size"] = max(1, round(tokens / PACK_TOKENS))
         rows = [{"input_ids": row["input_ids"], "completion_mask": [int(label >= 0) for label in row["labels"]]} for row in rows]
     else:
         own |= {"dataset_kwargs": {"skip_prepare_dataset": True}}
     trainer = _clocked(SFTTrainer, run)(
-        model=model, args=SFTConfig(**_arguments(load, scratch), **own), train_dataset=_dataset(rows), processing_class=tokenizer
+        model=model, args=SFTConfig(**shared, **own), train_dataset=_dataset(rows), processing_class=tokenizer
     )
     trainer.train()
     return run
@@ -136,7 +140,6 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from olivine_trainer.data.batches import batch_rows
     from olivine_trainer.data.prepare import prepare_examples
     from olivine_trainer.loop.claim import fetch_sources
     from olivine_trainer.reporting.board import Board
@@ -144,18 +147,14 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     tokenizer = AutoTokenizer.from_pretrained(load.model)
     job = replace(load, packed=False).job(Path("/unused"))
     loaded = fetch_sources(job, {}, scratch, Board(None)).rows
-    examples = prepare_examples(job.spec.data, loaded, tokenizer, stop_ids=frozenset({tokenizer.eos_token_id})).train
-    order = [row for step in range(load.steps) for row in batch_rows(SEED, step, load.batch, len(examples))]
-    if load.packed:  # enough rows for the last step's packs
-        order = [row % len(examples) for row in range(load.steps * load.batch * PACK_TOKENS // 4)]
+    drawn = prepare_examples(job.spec.data, loaded, tokenizer, stop_ids=frozenset({tokenizer.eos_token_id})).train
+    examples = [example for step in range(load.steps) for example in drawn.batch(SEED, step, load.batch)]
     rows = [
         {
-            "input_ids": examples[row].ids.tolist(),
-            "labels": [
-                int(token) if learned else -100 for token, learned in zip(examples[row].ids, examples[row].learned, strict=True)
-            ],
+            "input_ids": example.ids.tolist(),
+            "labels": [int(token) if learned else -100 for token, learned in zip(example.ids, example.learned, strict=True)],
         }
-        for row in order
+        for example in examples
     ]
     model = AutoModelForCausalLM.from_pretrained(load.model, dtype=torch.float32)
     model.config.use_cache = False

@@ -25,7 +25,7 @@ class Workload:
     rows: str
     steps: int
     batch: int
-    """Rows of a step; of packs in row B."""
+    """Rows of a step."""
     loss_on: str = "Completion"
     packed: bool = False
 

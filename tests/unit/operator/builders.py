@@ -129,7 +129,9 @@ def disrupted(reason: str = "EvictionByEvictionAPI") -> ChildCondition:
 
 
 def snapshot(step: int = 0, stage: Stage = Stage.TRAINING, *, attempt: int = 1, at: datetime = T0, **members: Any) -> Snapshot:
-    return Snapshot(attempt=attempt, progress=Progress(stage=stage, step=step, last_update_time=at), **members)
+    # Known once the model is loaded.
+    total = None if stage in (Stage.STARTING, Stage.LOADING_MODEL) else 100
+    return Snapshot(attempt=attempt, progress=Progress(stage=stage, step=step, total_steps=total, last_update_time=at), **members)
 
 
 def report(step: int = 0, stage: Stage = Stage.TRAINING, *, at: datetime = T0, **members: Any) -> Report:

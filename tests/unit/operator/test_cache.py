@@ -7,6 +7,7 @@ import pytest
 from olivine_operator.runtime.cache import Cache, Shelf
 from olivine_operator.runtime.status_writer import merge_patch
 from tests.unit.operator.builders import KEY, child, job, pod
+from tests.unit.operator.test_queueing import WORKLOAD
 
 
 def test_only_what_is_newer_is_news() -> None:
@@ -54,6 +55,74 @@ def test_an_end_of_unknown_version_is_an_end() -> None:
     now = 61.0
     shelf.bury("another")
     assert shelf.put(pod(resource_version="99"))
+
+
+def test_what_we_wrote_is_unheard_until_the_watch_tells_of_it_or_of_its_end() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    shelf.put(pod(resource_version="9"))
+    now = 50.0
+    assert shelf.unheard_seconds() == 0
+    shelf.keep(pod(resource_version="10"))
+    shelf.keep(pod("other", resource_version="11"))
+    now = 53.0
+    # A later write does not make it younger.
+    shelf.keep(pod(resource_version="12"))
+    assert shelf.unheard_seconds() == 3
+    shelf.heard("tone-0", "9")
+    assert shelf.unheard_seconds() == 3
+    shelf.heard("tone-0", "10")
+    shelf.bury("other", "13")
+    assert shelf.unheard_seconds() == 0
+
+
+def test_what_a_conflict_shows_to_be_outdated_is_unheard_until_the_watch_tells_of_something_later() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    old = pod(resource_version="9")
+    shelf.put(old)
+    shelf.outdated(old)
+    now = 4.0
+    shelf.heard("tone-0", "9")
+    assert shelf.unheard_seconds() == 4
+    shelf.heard("tone-0", "12")
+    assert shelf.unheard_seconds() == 0
+    # The watch told while the request was under way.
+    shelf.put(pod(resource_version="12"))
+    shelf.outdated(old)
+    now = 9.0
+    assert shelf.unheard_seconds() == 0
+
+
+def test_an_answer_that_the_watch_was_faster_than_waits_for_nothing() -> None:
+    now = 0.0
+    shelf: Shelf = Shelf(clock=lambda: now)
+    shelf.put(pod(resource_version="10"))
+    shelf.keep(pod(resource_version="10"))
+    now = 60.0
+    assert shelf.unheard_seconds() == 0
+
+
+def test_what_kueue_made_a_workload_of_is_kueues_with_or_without_a_queues_label() -> None:
+    cache, view = Cache(), job()
+    cache.keep_child(child(suspended=True))
+    found = cache.child(view)
+    assert found is not None
+    assert not found.queued
+    cache.workloads.put(WORKLOAD)
+    cache.workloads.put(replace(WORKLOAD, uid="w2", owner_uid="another"))
+    found = cache.child(view)
+    assert found is not None
+    assert found.queued
+    assert cache.workload_of(view) == WORKLOAD
+
+
+def test_pods_whose_child_is_gone_are_known_by_their_label_and_may_not_report() -> None:
+    cache, view = Cache(), job()
+    cache.pods.put(pod())
+    cache.pods.put(pod("namesakes", job_uid="another"))
+    assert [left.name for left in cache.pods_left(view)] == ["tone-0"]
+    assert cache.pods_of(view) == ()
 
 
 def test_a_child_with_another_owner_is_not_the_jobs_nor_are_its_pods() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from olivine_api.status import Artifact, CurvePoint, FineTuneJobStatus, Overrides, Resolved, ResolvedData
+from olivine_api.status import Artifact, CurvePoint, FineTuneJobStatus, Overrides, Resolved, ResolvedData, Utilization
 from olivine_operator.plan.diagnosis import diagnose
 
 ARTIFACTS = [Artifact(kind="Adapter", uri="u", digest="d", bytes=1)]
@@ -52,3 +52,10 @@ def test_a_diagnosis_has_a_code_a_sentence_and_an_advice(case: str) -> None:
     found = diagnose(FineTuneJobStatus(**members))
     assert [item.code for item in found] == codes
     assert all(item.message and item.advice for item in found)
+
+
+def test_steps_that_wait_for_rows_are_told() -> None:
+    for share, told in ((0.1, False), (0.4, True)):
+        found = diagnose(FineTuneJobStatus(utilization=Utilization(cpu=0.5, input=share)))
+        assert [one.code for one in found] == (["SlowInput"] if told else [])
+        assert all("40%" in one.message for one in found)

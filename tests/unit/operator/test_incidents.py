@@ -1,5 +1,6 @@
 """Several pods: which failures are one incident, and what it costs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from olivine_api.status import Phase
 from olivine_operator.plan.failures import failures_of, next_retry
 from olivine_operator.plan.incidents import incidents_of, new_incidents
 from olivine_operator.plan.observed import PodView
+from olivine_operator.plan.outcome import KeepService
 from tests.unit.operator.builders import after, child, condition, disrupted, ended, failed, look, pod, running
 
 SEVERAL = {"pods": {"count": 2}}
@@ -180,3 +182,14 @@ class TestShowing:
         made = look(running(spec=SEVERAL), now=after(9), kind=child("SuccessCriteriaMet", pods=2), pods=pods, spec=SEVERAL)
         assert made.status is not None
         assert made.status.phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize(("pods", "kind", "kept"), [(2, "Job", 1), (2, "JobSet", 0), (1, "Job", 0)])
+def test_after_an_incident_of_several_pods_their_service_is_made_sure_of_once(pods: int, kind: Any, kept: int) -> None:
+    """Somebody may have deleted it: its absence shows in nothing but pods that do not find each other."""
+    lost = failed("tone-1", 31, words("PeerLost", 1), index=pods - 1)
+    seen: Any = {"kind": replace(child(pods=pods), kind=kind), "pods": [lost], "spec": {"pods": {"count": pods}}}
+    made = look(running(spec={"pods": {"count": pods}}), now=after(1), **seen)
+    assert [type(action) for action in made.actions].count(KeepService) == kept
+    again = look(made.status, now=after(2), **seen)
+    assert KeepService not in [type(action) for action in again.actions]

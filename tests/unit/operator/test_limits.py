@@ -1,13 +1,20 @@
 """Deadlines and what is kept: seconds are counted in status, not by the Job, whose clock starts again with each suspension."""
 
+from dataclasses import replace
 from typing import Any
 
 from olivine_api.reasons import Reason
 from olivine_api.status import FineTuneJobStatus, Phase
+from olivine_operator.plan.observed import ChildCondition
 from olivine_operator.plan.outcome import CreateChild, DeleteChild, SuspendChild
 from tests.unit.operator.builders import after, child, condition, failed, look, pod, report, running
+from tests.unit.operator.test_queueing import QUEUE, WORKLOAD
 
 RUNNING = pod(phase="Running", started_at=after(0))
+
+
+def since(seconds: float, kind: str) -> ChildCondition:
+    return ChildCondition(type=kind, reason="", message="", since=after(seconds))
 
 
 class TestActiveDeadline:
@@ -52,9 +59,35 @@ class TestActiveDeadline:
         assert made.status is not None
         assert (made.status.running_seconds, made.status.phase) == (20, Phase.PENDING)
 
+    def test_that_passes_while_the_jobs_end_is_awaited_makes_no_look_follow_look(self) -> None:
+        gone = look(
+            running(), now=after(105), kind=replace(child("Complete"), conditions=(since(100, "Complete"),)), spec=self.spec
+        )
+        assert (gone.status, gone.requeue_after) == (None, 1)
+
+    def test_passes_while_the_child_is_being_deleted(self) -> None:
+        made = look(running(), now=after(100), kind=child(deleting=True), pods=[RUNNING], spec=self.spec)
+        assert condition(made.status, "Failed").reason == Reason.DEADLINE_EXCEEDED
+        assert made.actions == ()
+
     def test_lowered_below_what_was_spent_ends_the_job_at_once(self) -> None:
         made = look(running(), now=after(40), kind=child(), pods=[RUNNING], spec={"activeDeadlineSeconds": 10})
         assert condition(made.status, "Failed").reason == Reason.DEADLINE_EXCEEDED
+
+    def test_of_a_job_in_a_queue_takes_it_out_of_the_queue(self) -> None:
+        """Kueue would let a suspended one run again."""
+        queued = child(queued=True)
+        made = look(running(), now=after(100), kind=queued, pods=[RUNNING], workload=WORKLOAD, labels=QUEUE, spec=self.spec)
+        assert condition(made.status, "Failed").reason == Reason.DEADLINE_EXCEEDED
+        assert made.actions == (DeleteChild(name="tone-012345", uid="child"),)
+
+    def test_does_not_run_while_kueue_has_taken_the_quota_back(self) -> None:
+        told: dict[str, Any] = {"workload": WORKLOAD, "labels": QUEUE, "spec": self.spec}
+        waits = look(running(), now=after(60), kind=child("Suspended", suspended=True, queued=True), **told)
+        assert waits.status is not None
+        assert (waits.status.running_seconds, waits.requeue_after) == (60, None)
+        later = look(waits.status, now=after(9000), kind=child("Suspended", suspended=True, queued=True), **told)
+        assert (later.status, later.actions) == (None, ())
 
 
 class TestQueueDeadline:

@@ -32,3 +32,17 @@ def test_after_it_the_node_is_lost_and_the_pod_removed_only_where_the_administra
     assert [type(action) for action in made.actions] == ([RemoveLostPod] if remove else [])
     assert ("kubectl delete node n1" in found.message) is not remove
     assert see(900, remove=remove, status=made.status).status is None
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_suspended_job_says_so_too_and_does_not_wait_for_ever(remove: bool) -> None:
+    settings = SETTINGS.model_copy(update={"lost_pod_timeout_seconds": 60, "remove_lost_pods": remove})
+    seen: Any = {"kind": child(suspended=True), "pods": [STUCK], "settings": settings, "spec": {"suspend": True}}
+    early = look(running(), now=after(10), **seen)
+    assert condition(early.status, "Suspended").message == "spec.suspend is true: pod tone-0 saves a checkpoint and goes"
+    assert early.requeue_after == 81
+    late = look(early.status, now=after(91), **seen)
+    assert condition(late.status, "Running").reason == Reason.NODE_LOST
+    assert "its node does not answer" in condition(late.status, "Suspended").message
+    assert [type(action) for action in late.actions] == ([RemoveLostPod] if remove else [])
+    assert look(late.status, now=after(900), **seen).status is None

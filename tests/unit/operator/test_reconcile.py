@@ -7,10 +7,11 @@ import pytest
 
 from olivine_api import names
 from olivine_api.reasons import Reason
-from olivine_api.status import FineTuneJobStatus, Phase, Stage
+from olivine_api.status import CheckpointStatus, FineTuneJobStatus, Phase, Stage
 from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, Observed, Obstacle
 from olivine_operator.plan.outcome import CreateChild, DeleteChild, ExplainNoPod, KeepConfigMap, Plan, SuspendChild, WriteConfig
 from olivine_operator.plan.reconcile import plan
+from olivine_operator.plan.settings import Policy
 from tests.unit.operator.builders import (
     SETTINGS,
     T0,
@@ -26,7 +27,12 @@ from tests.unit.operator.builders import (
     pod,
     report,
     running,
+    snapshot,
 )
+
+
+def saved(step: int) -> CheckpointStatus:
+    return CheckpointStatus(uri=f"s3://olivine/runs/step-{step}", step=step, digest="d", saved_at=T0)
 
 
 def reasons(made: Plan) -> list[str]:
@@ -210,6 +216,15 @@ class TestSuspension:
         assert (resumed.status, resumed.events) == (None, ())
 
 
+def test_a_policy_that_became_stricter_ends_no_job_whose_child_has_to_be_made_anew() -> None:
+    """docs/operations.md: what already runs is not judged again."""
+    strict = SETTINGS.model_copy(update={"policy": Policy(storage_prefixes=[])})
+    assert look(settings=strict).actions == ()
+    again = look(running(), now=after(9), settings=strict)
+    assert [type(action) for action in again.actions] == [CreateChild]
+    assert condition(again.status, "Running").reason == Reason.CHILD_LOST
+
+
 class TestCancel:
     def test_deletes_the_child_and_ends_the_job(self) -> None:
         made = look(running(), kind=child(), pods=[pod(phase="Running")], spec={"cancel": True})
@@ -222,6 +237,33 @@ class TestCancel:
         status = look(running(), kind=child(), spec={"cancel": True}).status
         assert look(status, kind=child(), spec={"cancel": True}).actions == (DeleteChild(name="tone-012345", uid="child"),)
         assert look(status, kind=child(deleting=True), spec={"cancel": True}).actions == ()
+
+    def test_takes_over_what_was_reported_but_not_written_yet(self) -> None:
+        """The checkpoint in status may be pruned by now."""
+        told = report(6, at=after(1), checkpoint=saved(6))
+        made = look(running(), now=after(1), kind=child(), pods=[pod(phase="Running")], report=told, spec={"cancel": True})
+        assert made.status is not None
+        assert made.status.checkpoint == saved(6)
+        assert made.status.progress is not None
+        assert made.status.progress.step == 6
+
+    def test_hears_the_pods_last_words_when_its_child_is_gone_and_a_late_report_no_more(self) -> None:
+        status = look(running(), now=after(1), kind=child(), pods=[pod(phase="Running")], spec={"cancel": True}).status
+        last = snapshot(8, at=after(5), checkpoint=saved(8)).to_json_dict()
+        words = {"category": "Infrastructure", "reason": "Interrupted", "message": "saved", "step": 8, "snapshot": last}
+        gone = failed("tone-0", 40, words, at=after(5), deleting=True)
+        made = look(status, now=after(5), pods=[gone], report=report(9, at=after(6), checkpoint=saved(9)), spec={"cancel": True})
+        assert made.status is not None
+        assert (made.status.checkpoint, made.status.phase) == (saved(8), Phase.FAILED)
+        assert made.actions == ()
+        # Once: rest costs nothing.
+        assert look(made.status, now=after(6), pods=[gone], spec={"cancel": True}).status is None
+
+    def test_after_the_job_has_published_comes_too_late(self) -> None:
+        done = pod(phase="Succeeded", termination=ended(0, {"reason": "Completed", "message": "done"}, reason="Completed"))
+        made = look(running(), now=after(1), kind=child("SuccessCriteriaMet"), pods=[done], spec={"cancel": True})
+        assert made.status is not None
+        assert (made.status.phase, made.actions) == (Phase.SUCCEEDED, ())
 
     def test_before_there_is_a_child_makes_none(self) -> None:
         made = look(spec={"cancel": True})

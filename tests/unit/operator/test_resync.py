@@ -8,6 +8,7 @@ import pytest
 from olivine_operator.handlers import resync as module
 from olivine_operator.handlers.feed import Feed
 from olivine_operator.handlers.resync import Resync
+from olivine_operator.plan.observed import JobView
 from olivine_operator.runtime.api import FINETUNEJOBS, ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.metrics import Metrics
@@ -212,6 +213,37 @@ def test_a_new_leader_catches_up_at_once_and_holds_nothing_against_the_watch() -
 
 def jobs_only(feed: Feed) -> None:
     feed.watched = feed.watched[:1]
+
+
+def test_a_watch_that_is_silent_about_our_own_writes_is_dead_long_before_the_next_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GLANCE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_SUSPICIOUS_SECONDS", 0.01)
+    api, cache, _, feed, resync = setup(raw("a", "1"))
+    jobs_only(feed)
+    silent = 0.0
+    monkeypatch.setattr(cache.jobs, "unheard_seconds", lambda: silent)
+
+    async def live() -> None:
+        nonlocal silent
+        feed.hear(feed.watched[0], "ADDED", raw("a", "1"))
+        keeping = asyncio.create_task(resync.keep())
+        await asyncio.sleep(0.05)
+        assert [reading.behind for reading in resync.readings()] == [0]
+        api.objects = [raw("a", "2")]
+        cache.jobs.keep(JobView.from_raw(raw("a", "2")))
+        silent = 21.0
+        async with asyncio.timeout(5):
+            while resync.trouble() is None:
+                await asyncio.sleep(0.01)
+        # It tells again: well again.
+        silent = 0.0
+        feed.hear(feed.watched[0], "MODIFIED", raw("a", "2"))
+        async with asyncio.timeout(5):
+            while resync.trouble() is not None:
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    asyncio.run(live())
 
 
 class Young(KubeApi):

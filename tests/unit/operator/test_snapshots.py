@@ -42,6 +42,25 @@ def test_a_young_attempt_keeps_what_an_earlier_one_measured() -> None:
     assert (later.metrics, later.lost_steps, later.attempt) == ({"trainLoss": 1.0}, 2, 2)
 
 
+def test_an_attempt_that_loads_the_model_does_not_take_the_steps_back() -> None:
+    """Workers that start again in place, or a new pod, know no step until the checkpoint is loaded: that takes minutes."""
+    trained = snapshot(5)
+    trained = trained.model_copy(update={"progress": trained.progress.model_copy(update={"total_steps": 8, "percent": 62})})
+    status = merge(FineTuneJobStatus(), trained)
+    young = snapshot(0, Stage.LOADING_MODEL, attempt=2, at=after(9))
+    young = young.model_copy(update={"progress": young.progress.model_copy(update={"total_steps": None, "percent": None})})
+    loading = merge(status, young)
+    assert loading.progress is not None
+    told = loading.progress
+    assert (told.stage, told.step, told.percent, told.last_update_time) == (Stage.LOADING_MODEL, 5, 62, after(9))
+    resumed = merge(
+        loading,
+        trained.model_copy(update={"attempt": 2, "progress": told.model_copy(update={"step": 3, "last_update_time": after(12)})}),
+    )
+    assert resumed.progress is not None
+    assert resumed.progress.step == 3
+
+
 def test_a_pod_without_an_attempt_moves_the_heartbeat_only() -> None:
     status = merge(FineTuneJobStatus(), snapshot(5, metrics={"trainLoss": 1.0}))
     later = merge(status, snapshot(0, Stage.STARTING, attempt=0, at=after(9)))

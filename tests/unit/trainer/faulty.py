@@ -63,6 +63,37 @@ class SlowSteps:
 
 
 @dataclass(frozen=True)
+class FarApart:
+    """One rank takes longer than a collective waits, in each work that the ranks do not do in step."""
+
+    limit: float
+    loading: float = 0
+    answering: float = 0
+    recording: float = 0
+
+    def __call__(self) -> None:
+        from olivine_trainer.evaluation import generate
+        from olivine_trainer.loop import run
+        from olivine_trainer.storage.records import RunRecords
+        from olivine_trainer.world import world
+
+        world.COLLECTIVE_SECONDS = self.limit
+        _delay_first(run, "load_model", self.loading)
+        _delay_first(generate, "_batch_answers", self.answering)
+        _delay_first(RunRecords, "record_baseline", self.recording)
+
+
+def _delay_first(owner: Any, name: str, seconds: float) -> None:
+    real, left = getattr(owner, name), [seconds]
+
+    def delayed(*arguments: Any, **names: Any) -> Any:
+        time.sleep(left.pop() if left else 0)
+        return real(*arguments, **names)
+
+    setattr(owner, name, delayed)
+
+
+@dataclass(frozen=True)
 class NoRoomFor:
     """Memory that suffices for fewer training rows at a time, from a forward pass on."""
 
@@ -90,6 +121,27 @@ class NoRoomFor:
             return real(self_, batch)
 
         _LOSS.forward = forward
+
+
+@dataclass(frozen=True)
+class NoteEvaluatedRows:
+    """The most rows that each evaluation computed at once, appended to a file."""
+
+    path: Path
+    fault: Fault
+
+    def __call__(self) -> None:
+        from olivine_trainer.evaluation import evaluate
+
+        self.fault()
+        real = evaluate.mean_loss
+
+        def noted(*arguments: Any, batch_size: int, **names: Any) -> float:
+            with self.path.open("a") as file:
+                file.write(f"{batch_size}\n")
+            return real(*arguments, batch_size=batch_size, **names)
+
+        evaluate.mean_loss = noted
 
 
 @dataclass(frozen=True)

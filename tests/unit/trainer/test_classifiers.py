@@ -169,3 +169,13 @@ def test_a_head_learns_and_resumes_to_the_same_bytes(tiny_model: Path, rows: Pat
     named = labels or list(json.loads((folder / "config.json").read_text())["id2label"].values())
     assert named == sorted(LABELS)  # those of the training rows, in their order
     assert resumed.samples[0].tuned in {f" {label}" for label in LABELS}
+
+
+def test_a_head_learns_from_packed_rows(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Several rows in a sequence change nothing but rounding, for a head too."""
+    losses: list[float] = []
+    for packing in (False, True):
+        changes = {**HEAD, "method": METHODS["Full"], "data__packing": packing, "training__maxSteps": 3}
+        run = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/{packing}", **changes), tmp_path / f"s-{packing}")
+        losses.append(run.snapshot.metrics["trainLoss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -9,6 +9,7 @@ import pytest
 from olivine_api.evaluation import Gate
 from olivine_api.exit_codes import Category, ExitCode
 from olivine_api.reasons import Reason
+from olivine_api.status import Snapshot
 from olivine_trainer.errors import ConfigurationError
 from olivine_trainer.evaluation.gates import require_measured, unmet_gates
 from olivine_trainer.storage.records import Published
@@ -73,17 +74,19 @@ def test_an_unmet_gate_keeps_the_artifact_and_ends_the_run_for_good(tmp_path: Pa
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(24))
     gates = [{"metric": "accuracy", "min": 2}, {"metric": "eval_loss", "improvesOnBase": True}]
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", evaluation__gates=gates)
+    ends: list[Snapshot] = []
     for _ in range(2):
         zero, one = ranks.start(job)
         assert (zero.code(), one.code()) == (ExitCode.GATE_UNMET, ExitCode.DONE), zero.log + one.log
         end = zero.end()
         assert (end.category, end.reason, end.step, end.attempt) == (Category.USER, Reason.GATE_UNMET, 8, 1)
         assert end.snapshot is not None
-        value = end.snapshot.metrics["accuracy"]
-        artifact = end.snapshot.artifacts[0].uri
+        ends.append(end.snapshot)
+        value, artifact = end.snapshot.metrics["accuracy"], end.snapshot.artifacts[0].uri
         assert f"accuracy is {value:.6g}, not at least 2; the artifact is kept at {artifact}, not published" in end.message
-    run = Path(artifact.removeprefix("file://")).parents[1]
-    assert (run / "artifacts" / end.snapshot.artifacts[0].digest / "adapter_model.safetensors").exists()
+    kept, value = ends[-1].artifacts[0], ends[-1].metrics["accuracy"]
+    run = Path(kept.uri.removeprefix("file://")).parents[1]
+    assert (run / "artifacts" / kept.digest / "adapter_model.safetensors").exists()
     record = Published.model_validate_json((run / "run" / "published.json").read_bytes())
     assert record.unmet == [f"accuracy is {value:.6g}, not at least 2"]
     assert not list(run.parents[1].rglob("index/*")), "what is not published is not offered to others"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,30 @@ def test_a_hub_with_hiccups_is_asked_again_and_one_that_is_away_is_the_platforms
     hub.down = True
     with pytest.raises(StorageUnavailableError, match=r"reading failed at model\.uri hf://team/tiny"):
         _fetch(_job(hub, rows), tmp_path / "two")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("asked", ["info", pytest.param("tree", marks=pytest.mark.full)])  # the client's own pauses: 23 s
+def test_a_hub_that_takes_calls_and_says_nothing_is_not_waited_for(rows: Path, tmp_path: Path, asked: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        job = _job(Hub(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", cdn=""), rows)
+        access = resolve_access(job.spec, "model", {})
+        repository = HubRepository(access, revision=None, cache=tmp_path, offline=False, delays=(), silence=0.3)
+        if asked == "tree":
+            repository = repository.at("0" * 40)
+        with pytest.raises(StorageUnavailableError, match="timed out"):
+            _ = repository.commit if asked == "info" else repository.list()
+
+
+def test_a_file_that_is_listed_and_not_given_out_is_the_sources_fault(hub: Hub, rows: Path, tmp_path: Path) -> None:
+    """It ended as an unknown crash, again and again."""
+    commit = hub.add("team/tiny", MODEL)
+    access = resolve_access(_job(hub, rows).spec, "model", {})
+    repository = HubRepository(access, revision=None, cache=tmp_path / "hub", offline=False)
+    assert "tokenizer.json" in {item.key for item in repository.list()}
+    del hub.repositories["team/tiny"].commits[commit]["tokenizer.json"]
+    assert not repository.get_to_file("tokenizer.json", tmp_path / "tokenizer.json")
+    assert repository.get_to_file("config.json", tmp_path / "config.json")
 
 
 def test_a_byte_flipped_on_the_way_is_noticed_and_fetched_anew(hub: Hub, rows: Path, tmp_path: Path) -> None:

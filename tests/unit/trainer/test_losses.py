@@ -10,7 +10,7 @@ import pytest
 from olivine_api.finetunejob import parse_spec
 from olivine_api.parameters import Plugin
 from olivine_api.reasons import Reason
-from olivine_trainer.errors import ConfigurationError, DataError
+from olivine_trainer.errors import ConfigurationError, DataError, NonFiniteLossError
 from olivine_trainer.job import Job
 from olivine_trainer.plugins import OwnClass, import_own
 from tests.unit.trainer.support import adapter_bytes, kill_in_step, make_job, run_job, tone_rows, write_rows
@@ -375,3 +375,44 @@ def test_the_margin_of_the_example_is_a_distance() -> None:
     assert loss[0.25, 0.0] == pytest.approx(0.75**2, abs=1e-4)
     assert math.isclose(loss[0.25, 1.0], 0.25**2, rel_tol=1e-6)
     assert loss[0.0, 1.0] == 0
+
+
+def test_a_loss_that_is_no_number_names_the_rows_that_made_it_so(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Rows 8 and 18 have a 7 in their phrase; one row a micro-batch, so exactly the guilty one is named."""
+    from tests.support.models import make_tokenizer
+
+    seven = make_tokenizer().encode("7")[-1]
+    source = body(
+        f"wrong = (batch.input_ids == {seven}).any(1) & self.training\n"
+        "return torch.where(wrong, float('nan'), outputs.pooled.square().mean(-1))"
+    )
+    loss = {"name": "own", "configMap": "losses", "key": "own.py", "class": "Own"}
+    changes = {"training__batchSize": 1, "training__gradientAccumulationSteps": 6, "data__validationFraction": None}
+    job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", training__loss=loss, data__stratifyBy=None, **changes)
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss of step \d+ is not finite, with rows? (8|18)\b.* of data\.train: "
+    ) as caught:
+        run_job(with_own(job, source), tmp_path / "scratch")
+    assert set(caught.value.rows) <= {8, 18}
+    assert caught.value.exit_code == 21
+
+
+def test_the_example_is_a_whole_manifest_that_trains(tiny_model: Path, tmp_path: Path) -> None:
+    from ruamel.yaml import YAML
+
+    from olivine_trainer.cli.manifest import read_manifest
+
+    examples = Path(__file__).parents[3] / "examples"
+    yaml = YAML(typ="safe", pure=True)
+    config_map, job = yaml.load_all((examples / "alike-requests.yaml").read_text())
+    assert config_map["data"] == {"contrastive.py": EXAMPLE}
+    spec = job["spec"]
+    spec["model"]["uri"] = f"file://{tiny_model}"
+    spec["data"]["train"]["uri"] = f"file://{examples / 'data/alike-requests.jsonl'}"
+    spec["storage"] = {"uri": f"file://{tmp_path}/runs"}
+    spec["training"] |= {"maxSteps": 20, "learningRate": 2e-2}
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(config_map) + "\n---\n" + json.dumps(job))
+    published = run_job(read_manifest(path, namespace=None, name=None, uid="u1"), tmp_path / "scratch")
+    assert published.snapshot.best is not None
+    assert published.snapshot.metrics["evalLoss"] == published.snapshot.best.value < published.snapshot.baseline["evalLoss"]

@@ -134,4 +134,4 @@ def test_a_store_that_stays_away_ends_the_attempt_soon_once_the_pod_is_to_go(  #
     requests.at = go
     with pytest.raises((StorageUnavailableError, InterruptedRunError)):
         run_job(job, tmp_path / "scratch", environ=environ, stop=stop)
-    assert time.monotonic() - asked[0] < 20
+    assert time.monotonic() - asked[0] < 60  # the store stays away for 600

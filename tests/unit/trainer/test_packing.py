@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from olivine_trainer.errors import ConfigurationError
+from tests.support.models import FAMILIES, make_tiny
 from tests.unit.trainer.support import adapter_bytes, kill_in_step, make_job, run_job, tone_rows, write_rows
 
 
@@ -117,3 +118,21 @@ def test_a_model_that_mixes_packed_rows_is_refused(
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", data__packing=True)
     with pytest.raises(ConfigurationError, match=r"data\.packing is true, but LlamaForCausalLM lets packed rows see one another"):
         run_job(job, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rows_of_every_family_are_kept_apart_or_refused(family: str, tmp_path: Path, rows: Path, tokenizer: Any) -> None:
+    """Learned positions, sliding windows, biases: packed losses are the padded ones wherever packing is let through."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from olivine_trainer.modeling.forward import SummedLoss, collate
+    from olivine_trainer.modeling.packing import keeps_rows_apart
+
+    causal = AutoModelForCausalLM.from_pretrained(make_tiny(family, tmp_path / family), dtype=torch.float32).eval()
+    assert keeps_rows_apart(causal)
+    loss = SummedLoss(causal, causal, split_head=False).eval()
+    some = examples(rows, tokenizer)[:6]
+    with torch.no_grad():
+        padded, packed = (float(loss(collate(some, 1, torch.device("cpu"), packed=packed))) for packed in (False, True))
+    assert packed == pytest.approx(padded, rel=1e-5)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +79,8 @@ def test_one_pod_runs_two_processes_and_saves_when_it_is_asked_to_go(tmp_path: P
 
     first = pod("first", "runs")
     first.wait_for("step 3/100", 120)
-    start = time.monotonic()
     first.process.send_signal(signal.SIGTERM)
     code, message = first.end(30)
-    assert time.monotonic() - start < 10
     assert (code, message.reason, message.attempt) == (ExitCode.INTERRUPTED, Reason.INTERRUPTED, 1)
     assert message.snapshot is not None
     assert message.snapshot.checkpoint is not None

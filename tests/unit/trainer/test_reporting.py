@@ -3,8 +3,10 @@
 import http.server
 import json
 import logging
+import math
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from olivine_api.status import (
     Stage,
     TerminationMessage,
 )
-from olivine_trainer.reporting.board import Board, WorkerFiles
+from olivine_trainer.reporting.board import Board, WorkerFiles, write_atomically
 from olivine_trainer.reporting.logs import CONTEXT, LOGGER, _JsonFormatter, log
 from olivine_trainer.reporting.metrics_log import JsonLines
 from olivine_trainer.reporting.poster import Endpoint, Poster
@@ -123,6 +125,21 @@ def test_the_board_is_readable_at_any_moment_and_always_json(tmp_path: Path) -> 
     assert len(board.curve) == 200
 
 
+def test_two_threads_that_write_the_same_file_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    """The loop moves the snapshot while the worker is ended for a lost peer: one's rename took the other's file away."""
+    path = tmp_path / "snapshot-0.json"
+
+    def write(text: str) -> None:
+        for _ in range(400):
+            write_atomically(path, text)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(write, text) for text in ("1" * 9000, "2" * 9000)]:
+            done.result(60)
+    assert path.read_text() in {"1" * 9000, "2" * 9000}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_change_of_stage_clears_its_percent() -> None:
     board = Board(None)
     board.progress(stage=Stage.EVALUATING, stage_percent=50)
@@ -211,6 +228,22 @@ def test_metrics_come_in_numbered_parts() -> None:
     lines.flush()
     assert sorted(written) == ["metrics-000001.jsonl", "metrics-000002.jsonl"]
     assert [json.loads(line)["step"] for line in written["metrics-000001.jsonl"].splitlines()] == [1, 2]
+
+
+def test_numbers_that_json_cannot_say_are_null() -> None:
+    """A step that fp16's scaler skips has an infinite gradient: `Infinity` made the whole part unreadable to strict readers."""
+
+    def strict(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written: dict[str, bytes] = {}
+    lines = JsonLines("metrics", written.__setitem__)
+    lines.add(step=1, gradNorm=math.inf, loss=1.5)
+    lines.flush()
+    line = json.loads(written["metrics-000001.jsonl"], parse_constant=strict)
+    assert (line["gradNorm"], line["loss"]) == (None, 1.5)
+    record = logging.makeLogRecord({"msg": "step 1", "values": {"gradNorm": math.nan}})
+    assert json.loads(_JsonFormatter().format(record), parse_constant=strict)["gradNorm"] is None
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from olivine_api.reasons import Reason
 from olivine_trainer.errors import (
     DataError,
     ModelError,
@@ -21,7 +22,7 @@ from olivine_trainer.errors import (
     TrainerError,
 )
 from olivine_trainer.loop.stop import AskedToGo, StopFlag
-from olivine_trainer.reporting.board import Board
+from olivine_trainer.reporting.board import Board, WorkerFiles
 from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.records import RunRecords
 from olivine_trainer.world.world import alone
@@ -178,6 +179,55 @@ def test_sigterm_before_training_is_not_swallowed_by_a_library() -> None:
             signal.signal(number, handler)
 
 
+def test_sigterm_while_a_worker_leaves_its_end_does_not_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's mistake, told while the pod is deleted: it ended as an unknown crash, which costs a retry."""
+    from olivine_trainer.cli import worker
+
+    job = make_job(tmp_path, tmp_path / "nothing.jsonl", f"file://{tmp_path}/runs")
+    files = WorkerFiles(tmp_path, 0)
+    real = worker._Worker._leave
+
+    def leave(self: Any, message: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        real(self, message)
+
+    monkeypatch.setattr(worker._Worker, "_leave", leave)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = worker._Worker(job, alone().place, tmp_path, files, Board(files)).work()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    end = files.read_end()
+    assert end is not None
+    assert (code, end.reason) == (11, Reason.DATA_NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("norm", "scale", "goes_on"),
+    [(1.0, None, True), (math.inf, None, False), (math.inf, 65536.0, True), (math.nan, 2.0**-14, False), (1.0, 2.0**-14, True)],
+    ids=["finite", "fp32", "fp16, a step to skip", "fp16, thirty of them in a row", "fp16, mended"],
+)
+def test_fp16_skips_steps_for_a_lower_scale_but_not_for_ever(norm: float, scale: float | None, goes_on: bool) -> None:
+    """A gradient that is no number at any scale was skipped to the last step, and the untouched adapter published."""
+    from olivine_trainer.loop.engine import may_go_on
+
+    assert may_go_on(norm, scale) is goes_on
+
+
+@pytest.mark.parametrize("name", ["cuda0", "cuda3"])
+def test_a_ranks_random_numbers_are_found_whatever_its_device_was_called(name: str) -> None:
+    """Two pods of one process became one pod of two: rank 1's device was cuda0, and is cuda1."""
+    import torch
+
+    from olivine_trainer.loop.state import device_state
+
+    found = device_state({"torch": torch.zeros(1), name: torch.ones(1)})
+    assert found is not None
+    assert found.item() == 1
+    assert device_state({"torch": torch.zeros(1)}) is None
+
+
 def test_sources_that_changed_end_the_run(tmp_path: Path) -> None:
     records = RunRecords(local_store(tmp_path))
     first = take_attempt(records.run)
@@ -220,7 +270,8 @@ def test_a_baseline_that_is_no_number_does_not_poison_the_run(tmp_path: Path) ->
     run: Any = SimpleNamespace(
         claim=SimpleNamespace(records=records, attempt=take_attempt(records.run)),
         board=Board(None),
-        engine=SimpleNamespace(model=SimpleNamespace(disable_adapter=_Nothing)),
+        job=SimpleNamespace(spec=SimpleNamespace(training=SimpleNamespace(early_stopping=None))),
+        engine=SimpleNamespace(whole=_Nothing, method=SimpleNamespace(as_base=_Nothing)),
         evaluator=SimpleNamespace(everything=lambda _: measured),
         world=alone(),
     )

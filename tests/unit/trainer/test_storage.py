@@ -1,5 +1,8 @@
 """The store's promises, on files and on a real S3 server: conditional writes have one winner, errors say what to change."""
 
+import errno
+import fcntl
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +15,18 @@ import pytest
 from olivine_api.exit_codes import Category
 from olivine_api.finetunejob import parse_spec
 from olivine_api.reasons import Reason
+from olivine_api.status import Progress, Snapshot, Stage
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, SupersededError, TrainerError
+from olivine_trainer.storage import local
 from olivine_trainer.storage.addresses import check_endpoint, check_uri
 from olivine_trainer.storage.cache import FileCache
+from olivine_trainer.storage.checkpoints import prune_checkpoints, restore_newest, save_checkpoint
 from olivine_trainer.storage.credentials import resolve_access
 from olivine_trainer.storage.failures import Place, explain
 from olivine_trainer.storage.fetch import fetch_model, fetch_rows
-from olivine_trainer.storage.head import require_head, take_attempt
+from olivine_trainer.storage.head import Attempt, require_head, take_attempt
+from olivine_trainer.storage.local import take_lock
+from olivine_trainer.storage.records import RunRecords
 from olivine_trainer.storage.store import Store
 from tests.unit.trainer.support import local_access, local_store, make_job
 
@@ -409,3 +417,64 @@ def test_denied_access_is_told_by_role(tmp_path: Path) -> None:
     assert isinstance(told, TrainerError)
     assert told.exit_code == 11
     assert Store(local_access(f"file://{tmp_path}", "train")).list() == []
+
+
+def test_a_lock_that_is_held_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """By a machine that was lost, or hangs: its lease ends at some time."""
+    store = local_store(tmp_path, delays=())
+    take_attempt(store)
+    with (tmp_path / "run" / ".lock-head.json").open("ab") as held, (tmp_path / "run" / ".lock-head.json").open("ab") as mine:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            take_lock(mine.fileno(), seconds=0.2)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        take_lock(mine.fileno(), seconds=0.2)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended as infrastructure, again and again: NFS without its lock service says ENOLCK."""
+
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(local, "take_lock", functools.partial(local.take_lock, flock=flock))
+    with pytest.raises(ConfigurationError, match=r"without locks .*: mount it with locks .* into storage\.uri") as caught:
+        take_attempt(local_store(tmp_path))
+    assert caught.value.reason is Reason.STORAGE_UNSUPPORTED
+
+
+def test_an_end_of_ones_own_whose_answer_was_lost_below_is_ones_own(store: Store) -> None:
+    """obstore's client tries a PUT again by itself after a 5xx, and is then told that the object exists."""
+    records = RunRecords(store)
+    mine = take_attempt(store)
+    end: dict[str, Any] = {"spec_digest": "d", "input_digest": "i", "samples": []}
+    snapshot = Snapshot(progress=Progress(stage=Stage.PUBLISHING), metrics={"evalLoss": 0.1})
+    real = store.put_if_absent
+    store.put_if_absent = lambda key, data, **_: real(key, data) and False  # written, and then not recognised
+    published = records.publish(mine, snapshot=snapshot, **end)
+    assert records.published() == published
+    with pytest.raises(SupersededError):
+        records.publish(mine, snapshot=snapshot.model_copy(update={"metrics": {"evalLoss": 0.2}}), **end)
+
+
+def test_a_damaged_checkpoint_further_on_does_not_push_out_the_newest_attempts_own(tmp_path: Path) -> None:
+    """checkpoint.keep 1: attempt 2 went on from step 6, as step 12 was damaged; its step 9 was deleted as the older one."""
+    run, state = local_store(tmp_path / "run"), tmp_path / "state"
+    state.mkdir()
+    about = {"specDigest": "d"}
+
+    def save(attempt: Attempt, step: int) -> None:
+        (state / "weights").write_text(f"{attempt.number} {step}")
+        save_checkpoint(run, attempt, step, state, about)
+
+    first = take_attempt(run)
+    save(first, 6)
+    save(first, 12)
+    run.put("checkpoints/step-00000012-a0001/weights", b"cut")
+    second = take_attempt(run)
+    assert [str(one.name) for one in restore_newest(run, tmp_path / "a", spec_digest="d").skipped] == ["step-00000012-a0001"]
+    save(second, 9)
+    prune_checkpoints(run, second, keep=1)
+    restored = restore_newest(run, tmp_path / "b", spec_digest="d")
+    assert restored.status is not None
+    assert (restored.status.step, restored.skipped) == (9, ())

@@ -21,7 +21,15 @@ from olivine_trainer.storage.head import take_attempt
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.place import Place
 from olivine_trainer.world.world import World
-from tests.unit.trainer.faulty import LingerAfterPublishing, NoRoomFor, NoRoomToMove, SignalIn, SlowSteps
+from tests.unit.trainer.faulty import (
+    FarApart,
+    LingerAfterPublishing,
+    NoRoomFor,
+    NoRoomToMove,
+    NoteEvaluatedRows,
+    SignalIn,
+    SlowSteps,
+)
 from tests.unit.trainer.ranks import Rank, Ranks
 from tests.unit.trainer.support import make_job, tone_rows, write_rows
 
@@ -138,10 +146,8 @@ def test_a_killed_rank_ends_the_other_and_both_end_in_the_same_bytes(
     job = bench.job(f"killed-{victim}")
     first = ranks.start(job, faults={victim: SignalIn(step)})
     assert first[victim].code() == -signal.SIGKILL, where
-    start = time.monotonic()
     other = first[1 - victim]
-    assert other.code() == ExitCode.PEER_LOST, other.log
-    assert time.monotonic() - start < 10, where  # within seconds: its grace is 5
+    assert other.code(30) == ExitCode.PEER_LOST, other.log  # its grace is 5 s, a collective waits 5 min
     assert (other.end().reason, other.end().attempt) == (Reason.PEER_LOST, 1)
     assert f"rank {victim}" in other.end().message
     second = ranks.run(job)
@@ -188,10 +194,8 @@ def test_sigterm_to_one_rank_is_a_checkpoint_of_all(bench: Bench, ranks: Ranks, 
 def test_a_rank_that_waits_for_the_others_goes_at_once_when_it_is_asked(bench: Bench, ranks: Ranks, rank: int, says: str) -> None:
     (waiting,) = ranks.start(bench.job("waiting"), only=[rank])
     waiting.wait_for(says)
-    start = time.monotonic()
     waiting.kill(signal.SIGTERM)
     assert waiting.code(20) == ExitCode.INTERRUPTED, waiting.log
-    assert time.monotonic() - start < 5
     assert waiting.end().attempt is None  # nothing was begun
 
 
@@ -250,6 +254,13 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(
         assert (told["microBatch"], "step 2 is repeated" in told["message"]) == (1, True)
 
 
+def test_an_evaluation_computes_fewer_rows_at_once_too_after_memory_ran_out(bench: Bench, ranks: Ranks, tmp_path: Path) -> None:
+    seen = tmp_path / "rows"
+    job = bench.job("evaluated", training__evalBatchSize=4, training__maxSteps=2, training__gradientAccumulationSteps=4)
+    ranks.run(job, 1, faults={0: NoteEvaluatedRows(seen, NoRoomFor(2))})
+    assert seen.read_text().split() == ["4", "2"]  # of the base model before, of the tuned one after
+
+
 def test_memory_too_small_for_one_row_ends_the_run_with_peak_and_limit(bench: Bench, ranks: Ranks) -> None:
     started = ranks.start(bench.job("too-small", **PLAIN), faults={1: NoRoomFor(1)})
     assert [rank.code() for rank in started] == [ExitCode.OUT_OF_MEMORY] * 2, started[0].log
@@ -292,6 +303,12 @@ def test_a_run_superseded_by_a_zombies_successor_writes_nothing_more(bench: Benc
     assert started[0].end().reason == Reason.SUPERSEDED
     assert started[1].code() == ExitCode.PEER_LOST, started[1].log
     assert not [item.key for item in run.list("artifacts")]
+
+
+def test_ranks_that_are_further_apart_than_a_collective_waits_lose_one_another_only_in_a_step(bench: Bench, ranks: Ranks) -> None:
+    """A slow disk under one pod, long answers on one rank, a store that is away while rank 0 notes the baseline."""
+    apart = {0: FarApart(4, recording=6), 1: FarApart(4, loading=6, answering=6)}
+    ranks.run(bench.job("apart", training__maxSteps=2), faults=apart)
 
 
 def test_more_processes_than_devices_are_told_before_nccl_chokes(monkeypatch: pytest.MonkeyPatch) -> None:

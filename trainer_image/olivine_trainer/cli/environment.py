@@ -43,6 +43,8 @@ def worker_environment(outer: Mapping[str, str], scratch: Path, placement: Place
         names.ENV_HUB_OFFLINE: outer.get("HF_HUB_OFFLINE", ""),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HOME": str(caches / "huggingface"),
+        # Of its own: transformers copies a model's code there, file by file, while a sibling may import it.
+        "HF_MODULES_CACHE": str(caches / f"modules-{rank}"),
         "XDG_CACHE_HOME": str(caches),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),

@@ -13,6 +13,7 @@ from olivine_trainer.errors import ConfigurationError, PeerLostError
 _ENV_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in the pods of an Indexed Job
 _ENV_PORT = "MASTER_PORT"
 _LOOPBACK = "127.0.0.1"
+_LARGEST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,19 @@ class Placement:
     @classmethod
     def find(cls, world: World, environ: Mapping[str, str]) -> Self:
         """As Kubernetes and the operator tell it. Raises ConfigurationError or PeerLostError where they contradict one another."""
-        index = int(environ.get(_ENV_INDEX, "0"))
+        index, port = _number(_ENV_INDEX, environ) or 0, _number(_ENV_PORT, environ)
         if index >= world.pods:
             # Fewer pods than there were: this one is on its way out.
             raise PeerLostError(f"this pod has index {index}, but {names.CONFIG_WORLD} counts {world.pods} pods")
-        asked = environ.get(_ENV_PORT, "")
         if world.pods == 1:
-            return cls(index, world, _LOOPBACK, int(asked) if asked else None)
+            return cls(index, world, _LOOPBACK, port)
         host = environ.get(names.ENV_LEADER_HOST)
         if not host:
             raise ConfigurationError(
                 Reason.INVALID_SPEC,
                 f"{names.CONFIG_WORLD} counts {world.pods} pods, but {names.ENV_LEADER_HOST} is not set: it names the pod with index 0",
             )
-        return cls(index, world, host, int(asked) if asked else names.RENDEZVOUS_PORT)
+        return cls(index, world, host, port if port is not None else names.RENDEZVOUS_PORT)
 
     @property
     def leads(self) -> bool:
@@ -70,3 +70,15 @@ class Placement:
         with socket.socket() as probe:
             probe.bind((_LOOPBACK, 0))
             return int(probe.getsockname()[1])
+
+
+def _number(name: str, environ: Mapping[str, str]) -> int | None:
+    """A variable that counts. Raises ConfigurationError: a Secret, or a Service that is called `master`, may set it to anything."""
+    text = environ.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > _LARGEST_PORT:
+        raise ConfigurationError(
+            Reason.INVALID_SPEC, f"{name} is {text!r}, it must be a number: take it out of pods.env and the Secrets of pods.envFrom"
+        )
+    return int(text)

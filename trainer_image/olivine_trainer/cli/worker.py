@@ -68,7 +68,9 @@ class _Worker:
             stop.install()
             self._board.flush()
             published = self._run(stop)
+            stop.ignore()
         except RunIsOverError as over:
+            stop.ignore()
             published = over.published
         except PeerLostError as error:
             stop.ignore()
@@ -77,12 +79,14 @@ class _Worker:
                 return self._end(error)
             published = over
         except TrainerError as error:
+            stop.ignore()
             return self._end(error)
         except AskedToGo:
             return self._end(
                 InterruptedRunError("the pod was asked to go (SIGTERM) before training began: nothing is lost"),
             )
         except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor must learn of it)
+            stop.ignore()
             return self._end_unforeseen(error)
         return self._end_published(published)
 

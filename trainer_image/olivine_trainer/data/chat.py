@@ -4,6 +4,7 @@ Where a turn begins and ends is found by rendering ever longer beginnings of the
 A template that rewrites earlier turns (some drop their reasoning) breaks that and is refused, not guessed at.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -19,6 +20,33 @@ from olivine_trainer.errors import DataError, ModelError
 from olivine_trainer.modeling.example import Example
 
 _ASSISTANT = "assistant"
+_OF_TOOLS = ("tool_calls", "tool_call_id", "name")
+
+
+def _content(value: Any) -> str | None:
+    """A message's text; parts of type text are joined. None where it is something else."""
+    if isinstance(value, list):
+        texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+        return None if None in texts else "".join(str(text) for text in texts)
+    return value if isinstance(value, str) else None
+
+
+def _call(given: Any) -> dict[str, Any] | None:
+    """A call as templates read it: its arguments are an object, not the JSON that APIs send. None where it is no call."""
+    function = given.get("function") if isinstance(given, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    arguments = function.get("arguments") or {}
+    arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+    return {**given, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else None
+
+
+def _parsed(text: str) -> Any:
+    """What a text is as JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
 
 
 class ChatRenderer:
@@ -27,7 +55,9 @@ class ChatRenderer:
     `stop_ids`: the tokens that end generation; a turn is learned up to the last of them in it.
     """
 
-    def __init__(self, tokenizer: Any, field: str, *, stop_ids: frozenset[int], loss_on: LossOn, source: str) -> None:
+    def __init__(
+        self, tokenizer: Any, field: str, *, stop_ids: frozenset[int], loss_on: LossOn, source: str, tools: str | None = None
+    ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
@@ -36,6 +66,7 @@ class ChatRenderer:
             )
         self._tokenizer = tokenizer
         self._field = field
+        self._tools = tools
         self._stop_ids = stop_ids
         self._loss_on = loss_on
         self._source = source
@@ -66,10 +97,11 @@ class ChatRenderer:
             prompt_length=start,
             leading=leading_tokens(self._tokenizer, ids),
             prompt=text[: cuts[-2]],
-            expected=messages[-1]["content"],
+            # A call is written by the template: what was generated is compared with that.
+            expected=self._decode(ids[start:end]) if "tool_calls" in messages[-1] else messages[-1]["content"],
         )
 
-    def _cuts(self, row: Row, messages: Sequence[dict[str, str]], turns: Sequence[int], text: str) -> list[int]:
+    def _cuts(self, row: Row, messages: Sequence[dict[str, Any]], turns: Sequence[int], text: str) -> list[int]:
         """Where the turns begin and end in the text of all messages, in turn. Raises DataError where they cannot be told."""
         cuts: list[int] = []
         for index in turns:
@@ -102,20 +134,48 @@ class ChatRenderer:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _render(self, row: Row, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _render(self, row: Row, messages: Sequence[dict[str, Any]], *, prompt: bool) -> str:
+        tools = self._tools_of(row)
         try:
-            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+            return str(
+                self._tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt)
+            )
         except (TemplateError, ValueError, TypeError, IndexError, KeyError) as error:
             raise self._fault(row, f"is refused by the model's chat template: {error}") from None
 
-    def _messages(self, row: Row) -> list[dict[str, str]]:
+    def _messages(self, row: Row) -> list[dict[str, Any]]:
         value = row.fields[self._field]
         if not isinstance(value, list) or not value:
             raise self._fault(row, f"has no chat in the field {self._field}: it must be a list of {{role, content}}")
-        for number, message in enumerate(value, start=1):
-            if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-                raise self._fault(row, f"has a message {number} that is not {{role, content}} with two strings")
-        return [{"role": message["role"], "content": message["content"]} for message in value]
+        return [self._message(row, number, message) for number, message in enumerate(value, start=1)]
+
+    def _message(self, row: Row, number: int, given: Any) -> dict[str, Any]:
+        """One message: role, content, and what a template may ask for of tools. Absent members are null in Parquet."""
+        message = {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else {}
+        kept = {key: message[key] for key in _OF_TOOLS if message.get(key)}
+        if calls := kept.get("tool_calls"):
+            kept["tool_calls"] = [_call(one) for one in calls] if isinstance(calls, list) else None
+        content = _content(message.get("content", "" if calls else None))
+        if not isinstance(message.get("role"), str) or content is None or (calls and None in (kept["tool_calls"] or [None])):
+            raise self._fault(
+                row,
+                f"has a message {number} that is not {{role, content}} with two strings (or parts of type text), or with tool_calls"
+                " of {function: {name, arguments}}",
+            )
+        return {"role": message["role"], "content": content, **kept}
+
+    def _tools_of(self, row: Row) -> list[Any] | None:
+        """The tools that this chat may call."""
+        value = row.fields[self._tools] if self._tools is not None else None
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+            return None
+        value = _parsed(value) if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise self._fault(row, f"has no tools in the field {self._tools}: it must be a list of JSON schemas, or its JSON")
+        return value
 
     def _fault(self, row: Row, what: str) -> DataError:
         return DataError(Reason.DATA_UNREADABLE, f"{row.of(self._source)} {what}")

@@ -1,12 +1,12 @@
 """The labels of a classification: which there are, which one a row has, and how each is written as an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from olivine_api.finetunejob import Data
 from olivine_api.reasons import Reason
 from olivine_trainer.data.rows import Row
-from olivine_trainer.data.template import RowTemplate, as_text, require_fields
+from olivine_trainer.data.template import RowTemplate, as_text
 from olivine_trainer.errors import ConfigurationError, DataError
 
 _SHOWN = 12
@@ -37,15 +37,14 @@ class Labels:
             ) from None
 
 
-def find_labels(data: Data, template: RowTemplate, train: Sequence[Row]) -> Labels | None:
-    """The labels, in their order; None without data.labels.
+def find_labels(data: Data, template: RowTemplate, train: Iterable[str]) -> Labels | None:
+    """The labels, in their order; None without data.labels. `train`: those of the training rows.
 
-    Raises DataError where training rows lack the field, ConfigurationError for names or a completion that cannot be.
+    Raises DataError where there are too few, ConfigurationError for names or a completion that cannot be.
     """
     if data.labels is None:
         return None
     field = data.labels.field
-    require_fields(train, (field,), "data.labels.field", "data.train")
     completion = template.completion
     if completion is None or set(completion.fields) != {field}:
         raise ConfigurationError(
@@ -56,7 +55,7 @@ def find_labels(data: Data, template: RowTemplate, train: Sequence[Row]) -> Labe
     if names is not None and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigurationError(Reason.INVALID_SPEC, f"data.labels.names has {twice!r} twice: write each label once")
-    found = tuple(names) if names else tuple(sorted({as_text(row.fields[field]) for row in train}))
+    found = tuple(names) if names else tuple(sorted(set(train)))
     if len(found) < 2:
         raise DataError(
             Reason.DATA_UNREADABLE,

@@ -62,12 +62,17 @@ def for_a_head(example: Example) -> Example:
 
 def _bare_maker(data: Data, template: RowTemplate, tokenizer: Any, stop_ids: frozenset[int], source: str) -> MakeExample:
     if template.messages is not None:
-        renderer = ChatRenderer(tokenizer, template.messages, stop_ids=stop_ids, loss_on=data.loss_on, source=source)
+        renderer = ChatRenderer(
+            tokenizer, template.messages, tools=template.tools, stop_ids=stop_ids, loss_on=data.loss_on, source=source
+        )
         return lambda row, wording: renderer.example(row if wording is None else replace(row, fields=wording.fields))
     if template.pair is not None:
         pair = template.pair
-        return lambda row, _: pair_example(
-            tokenizer, pair.left.render(row.fields), pair.right.render(row.fields), pair.label_of(row, source)
+        return lambda row, wording: pair_example(
+            tokenizer,
+            pair.left.render(row.fields if wording is None else wording.fields),
+            pair.right.render(row.fields if wording is None else wording.fields),
+            pair.label_of(row, source),
         )
     if template.text is not None:
         text = template.text

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,19 @@ from olivine_api.status import ResolvedData
 from olivine_trainer.data.augment import AugmentedRows, Augmenter
 from olivine_trainer.data.batches import TokenisedRows, TrainingRows
 from olivine_trainer.data.clean import Removed, clean_rows
-from olivine_trainer.data.extraction import check_extraction, written_rows
+from olivine_trainer.data.extraction import check_extraction, written_row, written_rows
 from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
+from olivine_trainer.data.stream import StreamedRows, StreamIndex, index_training_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import Fitted, fit_examples
+from olivine_trainer.data.tokens import Fitted, fit_example, fit_examples
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
+from olivine_trainer.storage.ranges import RangeFile
+
+_LOOKED_AT = 64  # rows of a stream, before training
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ class LoadedRows:
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
     removed: Removed
+    stream: StreamIndex | None = None
+    """Where the training rows lie, if they are read while training; `split.train` is empty then."""
+
+    @property
+    def train_rows(self) -> int:
+        """How many rows there are to train on."""
+        return self.stream.rows if self.stream is not None else len(self.split.train)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class Prepared:
     train: TrainingRows
     validation: list[Example]
     resolved: ResolvedData
+    some: list[Example]
+    """Training rows to try things on before training; all of them, unless they are streamed."""
     longest: int
     """Tokens of the longest row, whatever it is for."""
     largest_token: int
@@ -58,7 +71,7 @@ class Prepared:
 
 def load_rows(
     data: Data,
-    train_files: RowFiles,
+    train_files: RowFiles | Sequence[RangeFile],
     validation_files: RowFiles | None,
     test_files: RowFiles | None = None,
     benchmark_files: Mapping[str, RowFiles] = {},
@@ -67,33 +80,39 @@ def load_rows(
 ) -> LoadedRows:
     """Read, clean and split. Needs no tokenizer, so a missing column is found before the model is loaded.
 
-    Raises DataError (see rows, template, clean, labels, split) and ConfigurationError for a template that cannot be read.
+    `train_files`: files to read in pieces where data.streaming is true.
+    Raises DataError (see rows, template, clean, labels, split, stream) and ConfigurationError for a template that cannot be read.
     """
     template = RowTemplate.of(data.template)
+    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
     if data.extraction is not None:
         check_extraction(data.extraction, template)
-    train = read_for(data, train_files, template, "data.train")
     validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
     test = read_for(data, test_files, template, "data.test") if test_files is not None else []
-    measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
     benchmarks = {name: read_for(data, files, template, _benchmark(name)) for name, files in benchmark_files.items()}
-    measured += [(_benchmark(name), rows) for name, rows in benchmarks.items()]
-    augmenter = Augmenter(template, data.augmentation) if data.augmentation else None
+    of_benchmarks = {_benchmark(name): rows for name, rows in benchmarks.items()}
+    others = {"test": test, **of_benchmarks}
+    measured = [("data.validation", validation), ("data.test", test), *of_benchmarks.items()]
+    measured = [(name, rows) for name, rows in measured if rows]
+    if not isinstance(train_files, RowFiles):
+        stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured, written=_written(data))
+        split = Split(train=[], validation=validation)
+        _require_labels(labels, measured)
+        return LoadedRows(
+            split, test, template, augmenter, labels, benchmarks, _digest(split, others, stream.digest), removed, stream
+        )
+    train = read_for(data, train_files, template, "data.train")
     if augmenter is not None:
         _require(augmenter.named_fields, train, "data.train")
     train, removed = clean_rows(train, data.clean, template, measured)
-    labels = find_labels(data, template, train)
-    if labels is not None:
-        for name, rows in (("data.train", train), *measured):
-            require_fields(rows, (labels.field,), "data.labels.field", name)
-            for row in rows:
-                labels.index(row, name)  # raises
+    if data.labels is not None:
+        require_fields(train, (data.labels.field,), "data.labels.field", "data.train")
+    labels = find_labels(data, template, (as_text(row.fields[data.labels.field]) for row in train) if data.labels else ())
+    _require_labels(labels, [("data.train", train), *measured])
+    split = Split(train=train, validation=validation)
     if data.validation_fraction is not None:
         split = _split(data, data.validation_fraction, train, template, seed)
-    else:
-        split = Split(train=train, validation=validation)
-    digest = _digest(split, {"test": test} | {_benchmark(name): rows for name, rows in benchmarks.items()})
-    return LoadedRows(split, test, template, augmenter, labels, benchmarks, digest=digest, removed=removed)
+    return LoadedRows(split, test, template, augmenter, labels, benchmarks, _digest(split, others), removed)
 
 
 def prepare_examples(
@@ -112,10 +131,12 @@ def prepare_examples(
         )
 
     train = fitted(loaded.split.train, "data.train")
+    streamed = _streamed(data, loaded, loaded.stream, maker("data.train")) if loaded.stream is not None else None
+    looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
-    if not any(example.weight for example in train.examples):
-        why = _why_none_is_left(train, len(loaded.split.train), data.max_length)
+    if not any(example.weight for example in looked_at):
+        why = _why_none_is_left(train, loaded.train_rows, data.max_length)
         raise DataError(Reason.DATA_EMPTY, f"no training row is left that teaches anything: {why}")
     held = "data.validation" if data.validation is not None else "data.validationFraction"
     for kind, one, rows, name in (
@@ -128,7 +149,7 @@ def prepare_examples(
     benchmarks = {name: fitted(rows, _benchmark(name)) for name, rows in loaded.benchmarks.items()}
     sides = (train, validation, test, *benchmarks.values())
     resolved = ResolvedData(
-        rows=len(train.examples),
+        rows=len(train.examples) if streamed is None else len(streamed),
         validation_rows=len(validation.examples),
         test_rows=len(test.examples),
         digest=loaded.digest,
@@ -137,22 +158,56 @@ def prepare_examples(
         duplicates=loaded.removed.duplicates,
         empty=loaded.removed.empty,
         leaked=loaded.removed.leaked,
-        tokens=sum(example.tokens for example in train.examples),
-        learned_tokens=sum(example.learned_tokens for example in train.examples),
+        tokens=sum(example.tokens for example in train.examples) if streamed is None else None,
+        learned_tokens=sum(example.learned_tokens for example in train.examples) if streamed is None else None,
     )
-    everything = [example for side in sides for example in side.examples]
+    everything = [*looked_at, *(example for side in sides[1:] for example in side.examples)]
     return Prepared(
-        train=TokenisedRows(train.examples)
-        if loaded.augmenter is None
-        else AugmentedRows(train.rows, train.examples, maker("data.train"), loaded.augmenter, data.max_length),
+        train=streamed or _training_rows(data, loaded, train, maker("data.train")),
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
-        longest=max(example.width for example in everything),
+        some=looked_at,
+        longest=data.max_length if streamed is not None else max(example.width for example in everything),
         largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
         benchmarks={name: one.examples for name, one in benchmarks.items()},
     )
+
+
+def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample) -> TrainingRows:
+    if loaded.augmenter is None:
+        return TokenisedRows(train.examples)
+    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length)
+
+
+def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample) -> StreamedRows:
+    def fit(row: Row, example: Example) -> Example:
+        fitted = fit_example(row, example, max_length=data.max_length, on_overflow=data.on_overflow, source="data.train")
+        if fitted is None:
+            raise DataError(
+                Reason.ROW_TOO_LONG,
+                f"{row.of('data.train')} has an answer that is longer than data.maxLength {data.max_length} and cannot be cut:"
+                " raise data.maxLength, or shorten the row",
+            )
+        return fitted
+
+    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length, written=_written(data))
+
+
+def _written(data: Data) -> Callable[[Row], Row]:
+    """A row as the template takes it, for rows that are read one by one."""
+    extraction = data.extraction
+    return (lambda row: row) if extraction is None else (lambda row: written_row(row, extraction, "data.train"))
+
+
+def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    if labels is None:
+        return
+    for name, rows in sides:
+        require_fields(rows, (labels.field,), "data.labels.field", name)
+        for row in rows:
+            labels.index(row, name)  # raises
 
 
 def read_for(data: Data, files: RowFiles, template: RowTemplate, source: str) -> list[Row]:
@@ -195,8 +250,10 @@ def _benchmark(name: str) -> str:
     return f"evaluation.benchmarks {name}"
 
 
-def _digest(split: Split, others: Mapping[str, Sequence[Row]]) -> str:
+def _digest(split: Split, others: Mapping[str, Sequence[Row]], streamed: str | None = None) -> str:
     digest = hashlib.sha256()
+    if streamed is not None:
+        digest.update(f"streamed {streamed}\n".encode())
     sides = (("train", split.train), ("validation", split.validation), *((name, rows) for name, rows in others.items() if rows))
     for side, rows in sides:
         digest.update(f"{side}\n".encode())

@@ -3,7 +3,8 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,25 @@ def _json_lines(path: Path, field: str) -> Iterator[Row]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    Reason.DATA_UNREADABLE,
-                    f"{field}: line {number} of {path.name} is not valid JSON: {error.msg} at column {error.colno}",
-                ) from None
-            halves = _HALF_ESCAPED.search(line) is not None
-            yield Row(number, _as_object(value, f"{field}: line {number} of {path.name}", halves=halves))
+            yield Row(number, parse_line(line, f"{field}: line {number} of {path.name}"))
+
+
+def parse_line(line: str, where: str) -> dict[str, Any]:
+    """The object in a line of JSON. Raises DataError, which begins with `where`."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(Reason.DATA_UNREADABLE, f"{where} is not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(Reason.DATA_UNREADABLE, f"{where} is nested too deeply to be read") from None
+    return _as_object(value, where, halves=_HALF_ESCAPED.search(line) is not None)
 
 
 def _json(path: Path, field: str) -> Iterator[Row]:
     """An array of objects; else JSON lines."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
+        _require_no_single_object(text, path, field)
         yield from _json_lines(path, field)
         return
     try:
@@ -115,15 +120,35 @@ def _json(path: Path, field: str) -> Iterator[Row]:
             Reason.DATA_UNREADABLE,
             f"{field}: {path.name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
         ) from None
+    except RecursionError:
+        raise DataError(Reason.DATA_UNREADABLE, f"{field}: {path.name} is nested too deeply to be read") from None
     halves = _HALF_ESCAPED.search(text) is not None
     for number, value in enumerate(values, start=1):
         yield Row(number, _as_object(value, f"{field}: row {number} of {path.name}", halves=halves))
 
 
+def _require_no_single_object(text: str, path: Path, field: str) -> None:
+    """An object over several lines is neither form; its first line would be told as broken."""
+    first, _, rest = text.strip().partition("\n")
+    if not rest or first.rstrip().endswith("}"):
+        return
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return  # told by line
+    names = ", ".join(list(value)[:4]) if isinstance(value, dict) else type(value).__name__
+    raise DataError(
+        Reason.DATA_UNREADABLE,
+        f"{field}: {path.name} is one object ({names}), not rows: write an array of objects, or one object a line",
+    )
+
+
 def _csv(path: Path, field: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # a text may be longer than 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, restkey=None, restval=None)
         try:
+            _require_different_names(reader.fieldnames or (), path, field)
             for number, fields in enumerate(reader, start=1):
                 if None in fields or None in fields.values():
                     raise DataError(
@@ -135,6 +160,14 @@ def _csv(path: Path, field: str) -> Iterator[Row]:
             raise DataError(
                 Reason.DATA_UNREADABLE, f"{field}: line {reader.line_num} of {path.name} is not valid CSV: {error}"
             ) from None
+
+
+def _require_different_names(names: Sequence[str], path: Path, field: str) -> None:
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise DataError(
+            Reason.DATA_UNREADABLE, f"{field}: the header of {path.name} has the name {twice!r} twice: give each column its own"
+        )
 
 
 def _parquet(path: Path, field: str) -> Iterator[Row]:
@@ -151,7 +184,20 @@ def _parquet(path: Path, field: str) -> Iterator[Row]:
             f"{field}: {path.name} is not valid Parquet: {(str(error).splitlines() or [type(error).__name__])[0]}",
         ) from None
     for number, fields in enumerate(rows, start=1):
-        yield Row(number, fields)
+        yield Row(number, with_texts(fields))
+
+
+def with_texts(fields: dict[str, Any]) -> dict[str, Any]:
+    """Parquet's bytes as the text that they mostly are; those that are none stay."""
+    found = {name: _text_of(value) for name, value in fields.items() if isinstance(value, bytes)}
+    return fields | found if found else fields
+
+
+def _text_of(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _as_object(value: Any, where: str, *, halves: bool) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 from olivine_api.finetunejob import Template
@@ -47,17 +49,21 @@ def parse_template(text: str, where: str) -> TextTemplate:
 
 
 def as_text(value: Any) -> str:
-    """A value in a text: strings as they are, nothing for null, numbers and structures as JSON."""
+    """A value in a text: strings as they are, nothing for null, dates in ISO's way, numbers and structures as JSON."""
     if isinstance(value, str):
         return value
     if value is None:
         return ""
+    if isinstance(value, date | time | Decimal):  # of Parquet
+        return str(value)
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def require_fields(rows: Sequence[Row], fields: Sequence[str], where: str, source: str) -> None:
     """Raise DataError where a field is in none of the rows, or missing from one (named by its number)."""
     for field in fields:
+        for row in rows:
+            _require_text(row, field, where, source)
         lacking = next((row for row in rows if field not in row.fields), None)
         if lacking is None:
             continue
@@ -68,10 +74,26 @@ def require_fields(rows: Sequence[Row], fields: Sequence[str], where: str, sourc
                 Reason.COLUMN_MISSING,
                 f"{where} names the field {{{field}}}, which the rows of {source} do not have; they have: {shown}",
             )
+        require_in_row(lacking, (field,), where, source)
+
+
+def _require_text(row: Row, field: str, where: str, source: str) -> None:
+    if isinstance(row.fields.get(field), bytes):
         raise DataError(
-            Reason.COLUMN_MISSING,
-            f"{where} names the field {{{field}}}, which {lacking.of(source)} lacks, though others have it",
+            Reason.DATA_UNREADABLE,
+            f"{where} names the field {{{field}}}, which in {row.of(source)} holds bytes that are no text: name another field",
         )
+
+
+def require_in_row(row: Row, fields: Sequence[str], where: str, source: str) -> None:
+    """Raise DataError where one row lacks a field that others have."""
+    for field in fields:
+        _require_text(row, field, where, source)
+        if field not in row.fields:
+            raise DataError(
+                Reason.COLUMN_MISSING,
+                f"{where} names the field {{{field}}}, which {row.of(source)} lacks, though others have it",
+            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ class PairOfTexts:
         except (TypeError, ValueError):
             raise DataError(
                 Reason.DATA_UNREADABLE,
-                f"data.template.pair.label names the field {self.label}, which in row {row.number} of {source} is {value!r}:"
+                f"data.template.pair.label names the field {self.label}, which in {row.of(source)} is {value!r}:"
                 " it must be a number, e.g. 0 or 1",
             ) from None
 
@@ -103,6 +125,7 @@ class RowTemplate:
     prompt: TextTemplate | None
     completion: TextTemplate | None
     messages: str | None
+    tools: str | None = None
     pair: PairOfTexts | None = None
 
     @classmethod
@@ -118,6 +141,7 @@ class RowTemplate:
             prompt=parsed(template.prompt, "prompt"),
             completion=parsed(template.completion, "completion"),
             messages=template.messages,
+            tools=template.tools,
             pair=PairOfTexts(
                 left=parse_template(pair.left, "data.template.pair.left"),
                 right=parse_template(pair.right, "data.template.pair.right"),
@@ -137,6 +161,8 @@ class RowTemplate:
         }
         if self.messages is not None:
             named["data.template.messages"] = (self.messages,)
+        if self.tools is not None:
+            named["data.template.tools"] = (self.tools,)
         if self.pair is not None:
             named |= {
                 "data.template.pair.left": self.pair.left.fields,
@@ -149,7 +175,8 @@ class RowTemplate:
         """Whether nothing is there to read or to learn: all fields of a side of the template are blank, or the chat is."""
         if self.messages is not None:
             return not row.fields[self.messages]
-        sides = [part.fields for part in (self.text, self.prompt, self.completion) if part is not None]
+        parts = [self.text, self.prompt, self.completion, *((self.pair.left, self.pair.right) if self.pair is not None else ())]
+        sides = [part.fields for part in parts if part is not None]
         return any(fields and not any(as_text(row.fields[field]).strip() for field in fields) for fields in sides)
 
     def identity(self, row: Row) -> str:

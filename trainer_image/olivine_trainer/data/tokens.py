@@ -82,23 +82,26 @@ def fit_examples(
     """
     examples: list[Example] = []
     kept: list[Row] = []
-    dropped = truncated = 0
     for row in rows:
-        example: Example | None = make(row)
-        if example.width > max_length:
-            if on_overflow is OnOverflow.FAIL:
-                raise DataError(
-                    Reason.ROW_TOO_LONG,
-                    f"{row.of(source)} has {example.width} tokens, data.maxLength is {max_length}: raise"
-                    " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
-                )
-            example = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None
-            truncated += example is not None
-            dropped += example is None
+        example = fit_example(row, make(row), max_length=max_length, on_overflow=on_overflow, source=source)
         if example is not None:
             examples.append(example)
             kept.append(row)
-    return Fitted(examples, kept, dropped=dropped, truncated=truncated)
+    return Fitted(examples, kept, dropped=len(rows) - len(kept), truncated=sum(example.truncated for example in examples))
+
+
+def fit_example(row: Row, example: Example, *, max_length: int, on_overflow: OnOverflow, source: str) -> Example | None:
+    """One of them: as it is, cut, or None where it is dropped; see `fit_examples`."""
+    if example.width <= max_length:
+        return example
+    if on_overflow is OnOverflow.FAIL:
+        raise DataError(
+            Reason.ROW_TOO_LONG,
+            f"{row.of(source)} has {example.width} tokens, data.maxLength is {max_length}: raise"
+            " data.maxLength, shorten the row, or set data.onOverflow to Truncate or Drop",
+        )
+    cut = _truncate(example, max_length) if on_overflow is OnOverflow.TRUNCATE else None
+    return replace(cut, truncated=True) if cut is not None else None
 
 
 def _truncate(example: Example, limit: int) -> Example | None:

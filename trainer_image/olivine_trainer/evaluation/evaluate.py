@@ -57,7 +57,8 @@ class Evaluator:
     causal: Any
     tokenizer: Tokenizer
     examples: Sequence[Example]
-    batch_size: int
+    batch_rows: Callable[[], int]
+    """Rows of a batch now: fewer once memory has run out."""
     metrics: Sequence[Measure]
     samples: int
     device: torch.device
@@ -123,14 +124,14 @@ class Evaluator:
         if self.scorer is None:
             return self._generated(examples, tick)
         with self.autocast():
-            return self.scorer.answers(examples, batch_size=self.batch_size, tick=tick, world=self.world)
+            return self.scorer.answers(examples, batch_size=self.batch_rows(), tick=tick, world=self.world)
 
     def _loss(self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick) -> dict[str, float]:
         with self.autocast():
             loss = mean_loss(
                 self.loss,
                 examples,
-                batch_size=self.batch_size,
+                batch_size=self.batch_rows(),
                 pad_id=self.tokenizer.pad_id,
                 device=self.device,
                 tick=tick,
@@ -147,7 +148,7 @@ class Evaluator:
                 self.causal,
                 examples,
                 self.tokenizer,
-                batch_size=self.batch_size,
+                batch_size=self.batch_rows(),
                 limit=answer_limit(examples),
                 device=self.device,
                 tick=tick,

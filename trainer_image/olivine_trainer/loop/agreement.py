@@ -1,6 +1,7 @@
 """Before each micro-batch all ranks agree whether to go on: none runs ahead of one that was asked to go, or ran out of memory."""
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from olivine_trainer.errors import InterruptedRunError
 from olivine_trainer.loop.stop import StopFlag
@@ -21,8 +22,15 @@ class Agreement:
     stop: StopFlag
 
     def check(self) -> None:
-        """Raise InterruptedRunError, on all ranks, where one of them is to go."""
-        self.go_on(None)
+        """Raise InterruptedRunError, on all ranks, where one of them is to go.
+
+        Between the batches of an evaluation: answers to one may take minutes that a rank without a batch has to wait, so that
+        the ranks speak by the channel that has no time limit.
+        """
+        if self.world.size == 1:
+            self.stop.check()
+        elif any(self.world.gather(self.stop.requested)):
+            self._stop()
 
     def go_on(self, exhausted: str | None, *, step_done: bool = False) -> None:
         """Raise MemoryExhaustedError on all ranks where memory ran out on one; InterruptedRunError unless `step_done`.
@@ -40,6 +48,9 @@ class Agreement:
         if worst == _EXHAUSTED:
             raise MemoryExhaustedError(exhausted or "memory ran out on another rank")
         if worst == _STOP and not step_done:
-            self.stop.check()
-            self.stop.requested = True  # uploads hurry on every rank
-            raise InterruptedRunError("the pod of another rank was asked to go (SIGTERM)")
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        self.stop.check()
+        self.stop.requested = True  # uploads hurry on every rank
+        raise InterruptedRunError("the pod of another rank was asked to go (SIGTERM)")

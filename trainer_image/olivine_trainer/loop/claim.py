@@ -9,7 +9,7 @@ from olivine_api import names
 from olivine_api.status import JobIdentity, Stage
 from olivine_trainer.data.prepare import LoadedRows, load_rows
 from olivine_trainer.data.rows import RowFiles
-from olivine_trainer.data.selection import parse_selection
+from olivine_trainer.data.selection import Selection, parse_selection
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.job import Job
 from olivine_trainer.reporting.board import Board
@@ -17,10 +17,11 @@ from olivine_trainer.reporting.logs import CONTEXT, log, warn
 from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import Access, resolve_access
 from olivine_trainer.storage.failures import FIELDS, Role
-from olivine_trainer.storage.fetch import FetchedModel, fetch_model, fetch_rows, parent_of_rows
+from olivine_trainer.storage.fetch import FetchedModel, fetch_model, fetch_rows, open_rows, parent_of_rows
 from olivine_trainer.storage.head import Attempt, take_attempt
 from olivine_trainer.storage.index import IndexEntry, point_to
 from olivine_trainer.storage.layout import run_folder
+from olivine_trainer.storage.ranges import RangeFile
 from olivine_trainer.storage.records import Published, RunRecords
 from olivine_trainer.storage.source import Source, open_source
 from olivine_trainer.storage.store import Store
@@ -121,7 +122,7 @@ def fetch_sources(
     """
     spec = job.spec
     fetcher = _Fetcher(job, environ, scratch, dict(commits or {}))
-    train = fetcher.rows("train")
+    train = fetcher.streamed() if spec.data.streaming else fetcher.rows("train")
     validation = fetcher.rows("validation") if spec.data.validation is not None else None
     test = fetcher.rows("test") if spec.data.test is not None else None
     benchmarks = {benchmark.name: fetcher.benchmark(benchmark.uri) for benchmark in spec.evaluation.benchmarks or ()}
@@ -132,7 +133,7 @@ def fetch_sources(
         warn("there are no validation rows (data.validation or data.validationFraction): only the training loss is reported")
     board.progress(stage=Stage.LOADING_MODEL)
     model = fetcher.model()
-    log("sources are here", rows=len(rows.split.train), validationRows=len(rows.split.validation), modelBytes=model.bytes)
+    log("sources are here", rows=rows.train_rows, validationRows=len(rows.split.validation), modelBytes=model.bytes)
     return Sources(rows=rows, model=model, commits=fetcher.commits)
 
 
@@ -156,14 +157,23 @@ class _Fetcher:
 
     def rows(self, role: RowsRole) -> RowFiles:
         """The files of rows of a role; a file's folder is the source, so that a missing file can be told from its neighbours."""
+        source, _, name, selection = self._located(role)
+        fetched = fetch_rows(source, name, selection.splits if selection is not None else None, self._cache)
+        return RowFiles(files=fetched.files, selection=selection)
+
+    def streamed(self) -> list[RangeFile]:
+        """The files of training rows, to be read in pieces where they lie."""
+        source, access, name, selection = self._located("train")
+        return open_rows(source, access, name, selection.splits if selection is not None else None, self._cache)
+
+    def _located(self, role: RowsRole) -> tuple[Source, Access, str | None, Selection | None]:
+        """The folder, how it is reached, the file in it where one is named, and which rows are wanted."""
         spec, place = self._job.spec, FIELDS[role]
         wanted = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}[role]
         selection = parse_selection(wanted.split, place) if wanted is not None and wanted.split is not None else None
         access = resolve_access(spec, role, self._environ)
         folder, name = parent_of_rows(access.uri)
-        source = self._open(role, access.at(folder))
-        fetched = fetch_rows(source, name, selection.splits if selection is not None else None, self._cache)
-        return RowFiles(files=fetched.files, selection=selection)
+        return self._open(role, access.at(folder)), access.at(folder), name, selection
 
     def benchmark(self, uri: str) -> RowFiles:
         """All rows of a benchmark's file."""

@@ -2,17 +2,19 @@
 
 import math
 import os
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from olivine_api.finetunejob import FineTuneJobSpec, Training
+from olivine_api.finetunejob import FineTuneJobSpec, MethodType, Optimizer, Training
 from olivine_api.reasons import Reason
 from olivine_trainer.data.batches import TrainingRows, rank_micro_batches
+from olivine_trainer.data.grouping import by_length
 from olivine_trainer.errors import ConfigurationError, NonFiniteLossError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.optimizers import make_optimizer
@@ -21,11 +23,17 @@ from olivine_trainer.losses.build import make_loss
 from olivine_trainer.methods.choose import put_on
 from olivine_trainer.methods.method import Method, trainable
 from olivine_trainer.modeling.example import Example
-from olivine_trainer.modeling.forward import SummedLoss, can_split_head, collate
+from olivine_trainer.modeling.forward import Batch, SummedLoss, can_split_head, collate
 from olivine_trainer.modeling.packing import keeps_rows_apart
 from olivine_trainer.modeling.precision import ResolvedPrecision
 from olivine_trainer.plugins import OwnClass
+from olivine_trainer.world.shards import Shards
 from olivine_trainer.world.world import World
+
+# Of fp16's scaler: 30 steps in a row were skipped by then, and scale was not what they lacked.
+_LOWEST_SCALE = 2.0**-14
+
+_DIVISIBLE = (Optimizer.ADAMW_TORCH, Optimizer.ADAMW_TORCH_FUSED, Optimizer.SGD)  # states of the parameters' own shapes
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,28 @@ class StepResult:
     grad_norm: float
     tokens: int
     learned_tokens: int
+    input_seconds: float = 0.0
+    """That this rank spent on preparing rows."""
+    truncated: int = 0
+    """Rows that were cut to data.maxLength."""
+
+
+@dataclass
+class _Sums:
+    """A rank's losses of one step, and what they are of."""
+
+    total: torch.Tensor
+    input_seconds: float = 0.0
+    parts: list[tuple[Sequence[Example], torch.Tensor]] = field(default_factory=list[tuple[Sequence[Example], torch.Tensor]])
+
+    def add(self, members: Sequence[Example], loss: torch.Tensor) -> None:
+        """One micro-batch's; nothing is read from the device here."""
+        self.total += loss
+        self.parts.append((members, loss))
+
+    def not_finite(self) -> list[int]:
+        """The numbers of the rows in micro-batches whose loss is no number."""
+        return [example.number for members, loss in self.parts if not math.isfinite(float(loss)) for example in members]
 
 
 @dataclass(frozen=True)
@@ -55,6 +85,8 @@ class Engine:
     pad_id: int
     packed: bool = False
     """Rows of a micro-batch share sequences (data.packing)."""
+    shards: Shards | None = None
+    """Where the model is divided among the ranks: `method` and `loss` are then its face's, which has weights inside `whole` only."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -65,6 +97,15 @@ class Engine:
     def causal(self) -> Any:
         """The causal model itself, what is trained included."""
         return self.method.causal
+
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """What the optimizer moves, by name, sorted."""
+        return trainable(self.model) if self.shards is None else self.shards.parameters
+
+    def whole(self, device: torch.device | None = None) -> AbstractContextManager[None]:
+        """While it is open, `method`, `loss` and `causal` have all weights, on `device` (default: the engine's). All ranks come."""
+        return nullcontext() if self.shards is None else self.shards.whole(device)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The mixed precision that training computes in."""
@@ -77,58 +118,89 @@ class Engine:
         The loss is the mean over all learned tokens (or pairs) of the global batch, however it is divided into ranks and micro-batches:
         each of them contributes its sum / all tokens, and gradients are summed over the ranks once, after the last.
         """
-        examples = rows.batch(self.training.seed, step, self.effective_batch)
+        start = time.monotonic()
+        # Which rows a step has, length does not decide here: only which of them are padded together.
+        examples = by_length(rows.batch(self.training.seed, step, self.effective_batch))
+        drawn = time.monotonic() - start
         weight = sum(example.weight for example in examples)
         micro_batches = rank_micro_batches(examples, rank=self.world.rank, world=self.world.size, micro=micro)
-        self.loss.train()
+        self.prepared.train()
         try:
-            total = self._accumulate(micro_batches, weight, go_on)
+            sums = self._accumulate(micro_batches, weight, go_on, filler=examples[:1])
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)  # half a step is no step
             raise
-        loss = self.world.sums([float(total)])[0] / max(weight, 1)
+        loss = self.world.sums([float(sums.total)])[0] / max(weight, 1)
         if not math.isfinite(loss):
-            raise NonFiniteLossError(step + 1, "the loss", self.schedule.learning_rate)
+            guilty = [number for numbers in self.world.gather(sums.not_finite()) for number in numbers]
+            raise NonFiniteLossError(step + 1, "the loss", self.schedule.learning_rate, rows=guilty)
         return StepResult(
             loss=loss,
-            grad_norm=self._move(step),
+            grad_norm=self._move(step, examples),
+            input_seconds=drawn + sums.input_seconds,
             tokens=sum(example.tokens for example in examples),
             learned_tokens=sum(example.learned_tokens for example in examples),
+            truncated=sum(example.truncated for example in examples),
         )
 
-    def _accumulate(self, micro_batches: Sequence[Sequence[Example]], weight: int, go_on: Callable[..., None]) -> torch.Tensor:
-        """This rank's gradients; returns its summed loss. Memory that runs out is told to all ranks at the next `go_on`."""
-        total = torch.zeros((), device=self.accelerator.device)
+    def _accumulate(
+        self, micro_batches: Sequence[Sequence[Example]], weight: int, go_on: Callable[..., None], *, filler: Sequence[Example]
+    ) -> "_Sums":
+        """This rank's gradients; returns its summed losses. Memory that runs out is told to all ranks at the next `go_on`.
+
+        `filler`: what a rank computes in vain that has no rows left, where the others need its part of the weights.
+        """
+        sums = _Sums(torch.zeros((), device=self.accelerator.device))
         exhausted: str | None = None
         for members in micro_batches:
             go_on(exhausted)
-            if not members:
+            if not members and self.shards is None:
                 continue  # rows that do not divide evenly: this rank has none left
             try:
-                batch = collate(members, self.pad_id, self.accelerator.device, packed=self.packed)
-                nll = self.prepared(batch)
-                self.accelerator.backward(nll * (1 / max(weight, 1)))
-                total += nll.detach()
+                start = time.monotonic()
+                batch = collate(members or filler, self.pad_id, self.accelerator.device, packed=self.packed)
+                sums.input_seconds += time.monotonic() - start
+                sums.add(members, self.add_gradients(batch, weight, counts=bool(members)))
             except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or self.shards is not None:  # the others wait in the middle of a layer for this rank
                     raise
                 exhausted = first_line(error)  # not the error itself: its frames hold the tensors
         go_on(exhausted, step_done=True)
-        return total
+        return sums
 
-    def _move(self, step: int) -> float:
+    def add_gradients(self, batch: Batch, weight: int, *, counts: bool = True) -> torch.Tensor:
+        """Forward and backward of a micro-batch; its summed loss, that weighs nothing unless it `counts`."""
+        if self.shards is None:
+            nll = self.prepared(batch)
+            self.accelerator.backward(nll * (1 / max(weight, 1)))
+            return nll.detach()
+        with self.world.collectives():
+            with self.autocast():
+                nll = self.prepared(batch) * float(counts)
+            # FSDP2 gives the mean over the ranks; what is wanted is the sum.
+            self.accelerator.backward(nll * (self.world.size / max(weight, 1)))
+        return nll.detach()
+
+    def _move(self, step: int, examples: Sequence[Example]) -> float:
         """Sum over the ranks, clip, step, schedule; the gradient's norm before clipping."""
-        parameters = list(trainable(self.model).values())
-        self.world.sum_tensors(self._gradients(parameters))
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.training.max_grad_norm) or 0.0)
-        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and lowers its scale
-        if not math.isfinite(norm) and not scaled:
-            raise NonFiniteLossError(step + 1, "the gradient", self.schedule.learning_rate)
+        norm = self._clip()
+        scaler = self.accelerator.scaler
+        if not may_go_on(norm, scaler.get_scale() if scaler is not None else None):
+            numbers = [example.number for example in examples]
+            raise NonFiniteLossError(step + 1, "the gradient", self.schedule.learning_rate, rows=numbers)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         return norm
+
+    def _clip(self) -> float:
+        """Sum over the ranks and clip; the norm before."""
+        if self.shards is not None:
+            return self.shards.clip(self.training.max_grad_norm)
+        parameters = list(self.trained.values())
+        self.world.sum_tensors(self._gradients(parameters))
+        return float(self.accelerator.clip_grad_norm_(parameters, self.training.max_grad_norm) or 0.0)
 
     def _gradients(self, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
         if self.world.size == 1:
@@ -137,6 +209,11 @@ class Engine:
             if parameter.grad is None:  # a rank without rows, or an unused expert: the others' sum is its gradient too
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def may_go_on(norm: float, scale: float | None) -> bool:
+    """Whether the gradient is finite, or fp16's scaler (None: there is none) skips the step and may mend it by a lower scale."""
+    return math.isfinite(norm) or (scale is not None and scale > _LOWEST_SCALE)
 
 
 def make_accelerator(precision: ResolvedPrecision, world: World) -> Accelerator:
@@ -162,7 +239,11 @@ def build_engine(
 ) -> Engine:
     """Method, optimizer and schedule around a loaded base model. Raises ConfigurationError for targets and schedule parameters."""
     training = spec.training
-    base.to(accelerator.device)
+    divided = is_divided(spec, world)
+    if not divided:
+        base.to(accelerator.device)
+    else:
+        _require_divisible(training, accelerator)
     split_head = can_split_head(base)
     if spec.data.packing and not keeps_rows_apart(base):
         raise ConfigurationError(
@@ -172,11 +253,17 @@ def build_engine(
     method = put_on(base, spec.method, seed=training.seed)
     if training.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = make_optimizer(method.model, training)
-    schedule = Schedule(training, optimizer, total_steps)
     loss = make_loss(training.loss, own_loss, method.model, method.causal, split_head=split_head)
-    # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
-    prepared = accelerator.prepare_model(loss, evaluation_mode=True)
+    shards = None
+    if divided:
+        shards = Shards(base, loss, world, accelerator.device)
+        method = put_on(shards.face, spec.method, seed=training.seed)
+        prepared, loss = loss, make_loss(training.loss, own_loss, method.model, method.causal, split_head=split_head)
+    else:
+        # No DistributedDataParallel (docs/decisions/): evaluation_mode leaves it out; autocast and device stay accelerate's.
+        prepared = accelerator.prepare_model(loss, evaluation_mode=True)
+    optimizer = make_optimizer(base if divided else method.model, training)
+    schedule = Schedule(training, optimizer, total_steps)
     wrapped = accelerator.prepare_optimizer(optimizer)
     return Engine(
         world=world,
@@ -190,7 +277,23 @@ def build_engine(
         effective_batch=effective_batch,
         pad_id=pad_id,
         packed=spec.data.packing,
+        shards=shards,
     )
+
+
+def is_divided(spec: FineTuneJobSpec, world: World) -> bool:
+    """Whether each rank holds a part of the model only: where all of it is trained, by several processes."""
+    return spec.method.type is MethodType.FULL and world.size > 1
+
+
+def _require_divisible(training: Training, accelerator: Accelerator) -> None:
+    """Raise ConfigurationError for what looks at whole gradients, or keeps a state of another shape."""
+    divided = "is not served for method.type Full on several processes, which divide the model among them"
+    if accelerator.scaler is not None:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"training.precision fp16 {divided}: write bf16 or fp32")
+    if training.optimizer not in _DIVISIBLE:
+        named = ", ".join(_DIVISIBLE)
+        raise ConfigurationError(Reason.INVALID_SPEC, f"training.optimizer {training.optimizer} {divided}: write one of {named}")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from olivine_trainer.evaluation.gates import unmet_gates
 from olivine_trainer.job import Job
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import Engine
-from olivine_trainer.loop.tracker import Tracker, peak_memory_bytes
+from olivine_trainer.loop.tracker import Tracker
+from olivine_trainer.loop.usage import peak_memory_bytes
 from olivine_trainer.methods.method import About
 from olivine_trainer.reporting.board import finite
 from olivine_trainer.reporting.logs import log, warn

@@ -1,6 +1,6 @@
 """One attempt, set up: model, data, engine and evaluator, checked against one another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel
 from olivine_trainer.data.batches import total_steps
+from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
@@ -101,6 +102,8 @@ def set_up(
         rows=len(data.train),
         batch=effective_batch,
     )
+    if spec.training.group_by_length:
+        data = replace(data, train=GroupedRows(data.train, total_steps=steps))
     engine = build_engine(
         spec,
         base,
@@ -112,12 +115,8 @@ def set_up(
         own_loss=own_loss,
     )
     if isinstance(engine.loss, OwnLoss):
-        check_conformance(
-            engine.loss,
-            collate(
-                probe_rows(data.train.batch(spec.training.seed, 0, min(len(data.train), 64))), tokenizer.pad_id, accelerator.device
-            ),
-        )
+        with engine.whole():
+            check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
     seed_rank(spec.training.seed, world.rank)
     stop.check()
     resolved = Resolved(
@@ -144,19 +143,22 @@ def set_up(
         precision=resolved.precision,
         headOnLearnedPositionsOnly=engine.loss.split_head,
         ranks=world.size,
+        weightsHere=parameters if engine.shards is None else engine.shards.held,
     )
+    with engine.whole():  # whether the model reads many labels at once is tried
+        scorer = label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device)
     evaluator = Evaluator(
         loss=engine.loss,
         causal=engine.causal,
         tokenizer=tokenizer,
         examples=data.validation,
-        batch_size=eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
+        batch_rows=lambda: eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
         metrics=tuple(measures.values()),
         others=row_sets(spec, data, measures),
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,
-        scorer=label_scorer(spec, sources.rows, engine, tokenizer, longest=data.longest, device=accelerator.device),
+        scorer=scorer,
         world=world,
     )
     require_measured(spec.evaluation.gates or (), evaluator.keys)

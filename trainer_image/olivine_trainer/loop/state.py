@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from olivine_api.status import Best, CurvePoint, MetricMap
 from olivine_trainer.loop import optimizers
 from olivine_trainer.loop.engine import Engine
 from olivine_trainer.loop.stopping import Stopping
-from olivine_trainer.methods.method import trainable
+from olivine_trainer.world.shards import gathered
 
 _WEIGHTS = "adapter.safetensors"  # whatever the method: checkpoints of older releases have it
 _OPTIMIZER = "optimizer.safetensors"
@@ -32,6 +32,8 @@ class Progressed(StatusModel):
     step: int = Field(default=0, ge=0)
     """Optimizer steps done."""
     trained_tokens: int = 0
+    truncated: int = 0
+    """Rows that were cut when they were trained on."""
     evaluated_step: int = 0
     """The last step after which the validation loss was measured."""
     window_loss: float = 0.0
@@ -101,20 +103,32 @@ def restore_random(state: RandomState) -> None:
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
         index = torch.cuda.current_device()
-        if (own := tensors.get(f"cuda{index}")) is not None:
+        if (own := device_state(tensors)) is not None:
             torch.cuda.set_rng_state(own, index)
 
 
-def save_state(
-    folder: Path, engine: Engine, progressed: Progressed, randomness: Sequence[bytes], *, best: Path | None = None
-) -> None:
-    """Write the state between two steps into an empty folder; `randomness` holds each rank's rendered RandomState.
+def device_state(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The one CUDA device's state: a rank may find itself on a device of another number when pods divide otherwise."""
+    return next((state for name, state in tensors.items() if name.startswith("cuda")), None)
 
-    `best`: weights of an earlier step that are still the best.
+
+def save_state(
+    folder: Path,
+    engine: Engine,
+    progressed: Progressed,
+    randomness: Sequence[bytes],
+    optimizer: Mapping[str, torch.Tensor],
+    *,
+    best: Path | None = None,
+) -> None:
+    """Write the state between two steps into an empty folder, while the engine is `whole`.
+
+    `randomness` holds each rank's rendered RandomState, `optimizer` what `optimizer_tensors` gave; `best`: weights of an earlier
+    step that are still the best.
     """
     folder.mkdir(parents=True)
     engine.method.save_weights(folder / _WEIGHTS)
-    save_file(optimizers.state_tensors(engine.optimizer, trainable(engine.model)), folder / _OPTIMIZER)
+    save_file(dict(optimizer), folder / _OPTIMIZER)
     if best is not None:
         shutil.copyfile(best, folder / _BEST)
     for rank, rendered in enumerate(randomness):
@@ -123,7 +137,7 @@ def save_state(
     state = {
         "progressed": progressed.model_copy(update={"effective_batch": engine.effective_batch}).to_json_dict(),
         "worldSize": len(randomness),
-        "optimizer": optimizers.state_numbers(engine.optimizer, trainable(engine.model)),
+        "optimizer": optimizers.state_numbers(engine.optimizer, engine.trained),
         "schedule": engine.schedule.state(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
@@ -143,11 +157,12 @@ def saved_best_weights(folder: Path) -> Path | None:
 
 def load_state(folder: Path, engine: Engine) -> Progressed:
     """Put a saved state back, the random generators last; those of another number of ranks cannot be: they start anew."""
-    engine.method.load_weights(folder / _WEIGHTS)
+    with engine.whole(torch.device("cpu")):
+        load_weights(folder / _WEIGHTS, engine)
     state = json.loads((folder / _STATE).read_text())
     # Checkpoints of older releases are of AdamW, which keeps no numbers beside its tensors.
     numbers = state.get("optimizer", {})
-    optimizers.restore(engine.optimizer, trainable(engine.model), load_file(folder / _OPTIMIZER), numbers)
+    optimizers.restore(engine.optimizer, engine.trained, load_file(folder / _OPTIMIZER), numbers)
     engine.schedule.restore(state["schedule"])
     if engine.accelerator.scaler is not None and state["scaler"] is not None:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
@@ -165,3 +180,20 @@ def _progressed(state: dict[str, Any]) -> Progressed:
 
 def _random_file(rank: int) -> str:
     return f"random-{rank:05d}.safetensors"
+
+
+def load_weights(path: Path, engine: Engine) -> None:
+    """Weights of a checkpoint into the model, while the engine is `whole`; a divided one takes its parts."""
+    engine.method.load_weights(path)
+    if engine.shards is not None:
+        engine.shards.take()
+
+
+def optimizer_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors, whole, on the CPU. All ranks come; rank 0 has something from it."""
+
+    def whole(value: torch.Tensor) -> torch.Tensor:
+        found = gathered(value, engine.world)
+        return found if engine.world.leads else torch.empty(0)
+
+    return optimizers.state_tensors(engine.optimizer, engine.trained, whole)

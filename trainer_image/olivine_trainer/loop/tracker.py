@@ -1,19 +1,16 @@
 """What each step tells: board, log line, metrics and events files, TensorBoard, and how far the attempt is known to have come."""
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from olivine_api.finetunejob import FineTuneJobSpec
-from olivine_trainer.cgroup import find_memory_cgroup
 from olivine_trainer.loop.claim import Claim
 from olivine_trainer.loop.engine import StepResult
 from olivine_trainer.loop.state import Progressed
 from olivine_trainer.loop.tolerance import tolerated
+from olivine_trainer.loop.usage import Meter, peak_memory_bytes
 from olivine_trainer.reporting.board import Board
 from olivine_trainer.reporting.logs import CONTEXT, log
 from olivine_trainer.reporting.metrics_log import JsonLines
@@ -41,6 +38,7 @@ class Tracker:
     lost_steps: int = 0
     clock: Callable[[], float] = time.monotonic
     speed: Speed = field(default_factory=Speed)
+    meter: Meter = field(default_factory=Meter)
     metrics: JsonLines = field(init=False)
     events: JsonLines = field(init=False)
     _noted: float = field(default=-1e9, init=False)
@@ -56,6 +54,7 @@ class Tracker:
         """After an optimizer step; returns `done` with its logging window moved on."""
         self.speed = self.speed.after(result.tokens, seconds)
         self._step_seconds += seconds
+        self.meter.stepped(seconds, result.input_seconds)
         CONTEXT.fields["step"] = done.step
         self.show(done)
         done = done.model_copy(update={"window_loss": done.window_loss + result.loss, "window_steps": done.window_steps + 1})
@@ -120,37 +119,27 @@ class Tracker:
         loss = done.window_loss / done.window_steps
         self.board.point(done.step, train_loss=loss)
         metrics = {**done.metrics, "trainLoss": loss}
-        self.board.update(metrics=metrics, peak_memory_bytes=peak_memory_bytes())
+        used, peak = self.meter.read(), peak_memory_bytes()
+        self.board.update(metrics=metrics, peak_memory_bytes=peak, utilization=used)
         if self.leads:
-            self._tell(done, {"loss": loss, "learningRate": learning_rate, "gradNorm": result.grad_norm})
+            shares = {"cpuUtilization": used.cpu, "gpuUtilization": used.gpu, "inputShare": used.input}
+            values = {"loss": loss, "learningRate": learning_rate, "gradNorm": result.grad_norm}
+            self._tell(
+                done, values, {"peakMemoryBytes": peak} | {name: share for name, share in shares.items() if share is not None}
+            )
         return done.model_copy(update={"metrics": metrics, "window_loss": 0.0, "window_steps": 0})
 
-    def _tell(self, done: Progressed, values: dict[str, float]) -> None:
+    def _tell(self, done: Progressed, values: dict[str, float], used: dict[str, float]) -> None:
         log(
             f"step {done.step}/{self.total_steps}",
             **values,
             tokensPerSecond=self.speed.tokens_per_second,
             etaSeconds=self.speed.eta_seconds(self.total_steps - done.step),
         )
-        self.metrics.add(step=done.step, trainedTokens=done.trained_tokens, **values)
+        speed = self.speed.tokens_per_second
+        self.metrics.add(step=done.step, trainedTokens=done.trained_tokens, tokensPerSecond=speed, **values, **used)
         if self.tensorboard is not None:
-            self.tensorboard.add(done.step, {f"train/{name}": value for name, value in values.items()})
-
-
-def peak_memory_bytes() -> int:
-    """Most memory that was held: of the device where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def memory_in_words() -> str:
-    """Peak and limit of the memory that training uses, for a sentence."""
-    if torch.cuda.is_available():
-        limit = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        return f"peak {peak_memory_bytes() >> 20} MiB, the device has {limit >> 20} MiB"
-    cgroup = find_memory_cgroup()
-    return cgroup.describe() if cgroup is not None else f"peak {peak_memory_bytes() >> 20} MiB"
+            self.tensorboard.add(done.step, {f"train/{name}": value for name, value in {**values, **used}.items()})
 
 
 def tensorboard_for(spec: FineTuneJobSpec, scratch: Path) -> TensorBoard | None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from olivine_api.finetunejob import EarlyStopping
 from olivine_api.status import Best, CheckpointStatus, Stage
 from olivine_trainer.errors import InterruptedRunError, StorageUnavailableError
@@ -24,6 +26,7 @@ from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import MemoryExhaustedError
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import StepResult
+from olivine_trainer.loop.estimate import estimate
 from olivine_trainer.loop.micro import free_caches
 from olivine_trainer.loop.publish import publish
 from olivine_trainer.loop.run import Run, set_up
@@ -32,6 +35,8 @@ from olivine_trainer.loop.state import (
     RandomState,
     capture_random,
     load_state,
+    load_weights,
+    optimizer_tensors,
     restore_random,
     save_state,
     saved_best_weights,
@@ -40,7 +45,7 @@ from olivine_trainer.loop.state import (
 from olivine_trainer.loop.stop import StopFlag
 from olivine_trainer.loop.stopping import best_weights, metric_of, needs_answers, require_measured
 from olivine_trainer.loop.tolerance import tolerated
-from olivine_trainer.loop.tracker import memory_in_words
+from olivine_trainer.loop.usage import memory_in_words
 from olivine_trainer.reporting.board import Board, finite
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import Restored, prune_checkpoints, restore_newest, save_checkpoint
@@ -48,6 +53,8 @@ from olivine_trainer.storage.layout import CHECKPOINTS
 from olivine_trainer.storage.manifest import DamagedFolderError, download_verified
 from olivine_trainer.storage.records import Baseline, Published
 from olivine_trainer.world.world import World, alone
+
+CPU = torch.device("cpu")
 
 
 def train(
@@ -82,6 +89,8 @@ def train(
         effective_batch=saved_effective_batch(restored.folder) if restored.folder is not None else None,
     )
     done = _resume(run, restored)
+    # The first collective waits 5 minutes at most; one pod may load its model from a slower disk.
+    world.wait_for_all()
     stop.defer()
     try:
         return _train_and_publish(run, done)
@@ -92,6 +101,7 @@ def train(
 def _train_and_publish(run: Run, done: Progressed) -> Published:
     try:
         baseline = _measure_base(run)
+        _estimate(run, done)
         done = _train_steps(run, done)
         tuned = _measure_tuned(run, done)
     except InterruptedRunError:
@@ -103,7 +113,8 @@ def _train_and_publish(run: Run, done: Progressed) -> Published:
     _settle(run)
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
-    published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+    with run.engine.whole(CPU):
+        published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
 
 
@@ -182,17 +193,24 @@ def _measure_base(run: Run) -> Baseline:
     baseline = Baseline.model_validate(known) if known is not None else None
     if baseline is None:
         run.board.progress(stage=Stage.EVALUATING_BASE)
-        with run.engine.method.as_base():
+        with run.engine.whole(), run.engine.method.as_base():
             measured = run.evaluator.everything(_ticker(run))
         baseline = Baseline(metrics=finite(measured.metrics), answers=measured.answers)
-        if run.world.leads:
-            run.claim.records.record_baseline(run.claim.attempt, baseline)
+        # Not by rank 0 alone: a store that is away for minutes would outlast the collective in which the others wait.
+        run.world.from_leader(lambda: run.claim.records.record_baseline(run.claim.attempt, baseline))
         log("the base model is measured", **baseline.metrics)
     run.board.update(baseline=baseline.metrics)
     stopping = run.job.spec.training.early_stopping
     if stopping is not None:
         require_measured(stopping, baseline.metrics)
     return baseline
+
+
+def _estimate(run: Run, done: Progressed) -> None:
+    """Tell what the steps that are left will take."""
+    left = run.tracker.total_steps - done.step
+    if left:
+        run.board.update(estimate=estimate(run.engine, run.data.some, run.micro.rows, steps_left=left))
 
 
 def _train_steps(run: Run, done: Progressed) -> Progressed:
@@ -216,7 +234,14 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             if engine.schedule.follows_loss and spec.evaluation.every_steps is None:
                 engine.schedule.observe(result.loss)
             randomness = capture_random()
-            done = done.model_copy(update={"step": done.step + 1, "trained_tokens": done.trained_tokens + result.tokens})
+            done = done.model_copy(
+                update={
+                    "step": done.step + 1,
+                    "trained_tokens": done.trained_tokens + result.tokens,
+                    "truncated": done.truncated + result.truncated,
+                }
+            )
+            _count_truncated(run, done)
             done = tracker.stepped(done, result, time.monotonic() - start, engine.schedule.learning_rate)
     except InterruptedRunError as interrupted:
         # A step that was begun has moved the generators: what is saved is the moment before it.
@@ -226,6 +251,15 @@ def _train_steps(run: Run, done: Progressed) -> Progressed:
             f"{interrupted.message}: step {done.step} is saved" if done.step else f"{interrupted.message} before the first step"
         )
         raise InterruptedRunError(message, step=done.step) from None
+
+
+def _count_truncated(run: Run, done: Progressed) -> None:
+    """Rows that are read while training are cut while training: status counts them as they come."""
+    resolved = run.board.snapshot.resolved
+    data = resolved.data
+    if run.job.spec.data.streaming and data is not None and done.truncated:
+        counted = run.data.resolved.truncated + done.truncated
+        run.board.update(resolved=resolved.model_copy(update={"data": data.model_copy(update={"truncated": counted})}))
 
 
 def _step(run: Run, step: int, randomness: RandomState) -> StepResult:
@@ -251,7 +285,8 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
     run.board.progress(stage=Stage.EVALUATING)
     stopping = run.job.spec.training.early_stopping
     everything = needs_answers(stopping)
-    metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
+    with run.engine.whole():
+        metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
@@ -270,7 +305,9 @@ def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, 
     name = metric_of(asked)
     done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
     if done.stopping.best_step == done.step:
-        run.engine.method.save_weights(best_weights(run.scratch))
+        run.scratch.mkdir(parents=True, exist_ok=True)  # no checkpoint has been written there yet
+        with run.engine.whole(CPU):
+            run.engine.method.save_weights(best_weights(run.scratch))
         run.board.update(best=Best(step=done.step, metric=name, value=metrics[name]))
     return done
 
@@ -290,10 +327,11 @@ def _measure_tuned(run: Run, done: Progressed) -> Evaluated:
     run.board.progress(stage=Stage.EVALUATING)
     best = best_weights(run.scratch)
     older = best.exists() and done.stopping.best_step != done.step
-    if older:
-        run.engine.method.load_weights(best)
-        log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
-    tuned = run.evaluator.everything(_ticker(run))
+    with run.engine.whole():
+        if older:
+            load_weights(best, run.engine)
+            log(f"the weights of step {done.stopping.best_step} are published, the best by early stopping")
+        tuned = run.evaluator.everything(_ticker(run))
     if EVAL_LOSS in tuned.metrics and not older:
         run.board.point(done.step, eval_loss=tuned.metrics[EVAL_LOSS])
         run.tracker.evaluated(done.step, tuned.metrics)
@@ -310,7 +348,9 @@ def _save(run: Run, done: Progressed, randomness: RandomState) -> None:
     """
     start = time.monotonic()
     rendered = run.world.gather_bytes(randomness.render())
-    _tell_newest(run, lambda: _begin_upload(run, done, rendered))
+    optimizer = optimizer_tensors(run.engine)
+    with run.engine.whole(CPU):
+        _tell_newest(run, lambda: _begin_upload(run, done, rendered, optimizer))
     run.tracker.held_up(time.monotonic() - start)
 
 
@@ -331,13 +371,13 @@ def _tell_newest(run: Run, act: Callable[[], None]) -> None:
         run.board.update(checkpoint=CheckpointStatus.model_validate(newest))
 
 
-def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes]) -> None:
+def _begin_upload(run: Run, done: Progressed, randomness: Sequence[bytes], optimizer: dict[str, torch.Tensor]) -> None:
     run.uploads.wait()
     folder = run.scratch / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     done = done.model_copy(update={"curve": run.board.curve, "best": run.board.snapshot.best})
     best = best_weights(run.scratch)
-    save_state(folder, run.engine, done, randomness, best=best if best.exists() else None)
+    save_state(folder, run.engine, done, randomness, optimizer, best=best if best.exists() else None)
     run.uploads.begin(lambda: _upload(run, done.step, folder))
 
 

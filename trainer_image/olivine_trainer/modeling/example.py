@@ -35,6 +35,8 @@ class Example:
     """The text that entities are extracted from (data.extraction)."""
     number: int = 0
     """The row's number in its source, for sentences about it; 0 where it is of none."""
+    truncated: bool = False
+    """Whether it was cut to data.maxLength."""
     label: int | None = None
     """Which of the labels it has (Prepared.labels), where data.labels names a field."""
     pair: Pair | None = None

@@ -28,17 +28,23 @@ def bins(lengths: Sequence[int]) -> list[list[int]]:
 @torch.no_grad()
 def keeps_rows_apart(causal: Any) -> bool:
     """Whether the logits of two packed rows are those of each row alone: tried on short ones."""
-    head = causal.get_output_embeddings()
+    table = causal.get_input_embeddings().weight
     training = causal.training
     causal.eval()
     try:
-        ids = torch.arange(1, 13, device=head.weight.device).remainder(head.weight.shape[0])[None]
+        ids = torch.arange(1, 13, device=table.device).remainder(table.shape[0])[None]
         places = torch.cat([torch.arange(5), torch.arange(7)]).to(ids.device)[None]
-        packed = causal(input_ids=ids, attention_mask=None, position_ids=places, use_cache=False).logits.float()
-        alone = [causal(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False).logits for one in ids.split([5, 7], 1)]
+        packed = _read(causal, ids, None, places).float()
+        alone = [_read(causal, one, torch.ones_like(one), None) for one in ids.split([5, 7], 1)]
         wanted = torch.cat(alone, dim=1).float()
         return bool((packed - wanted).abs().max() <= _TOLERANCE * wanted.abs().max().clamp(min=1e-6))
     except TypeError:
         return False  # it takes no places
     finally:
         causal.train(training)
+
+
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor | None) -> torch.Tensor:
+    """[rows, tokens, …]; logits, or a classifier's hidden states: its logits are of whole rows."""
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False} | ({} if places is None else {"position_ids": places})
+    return model.base_model(**inputs).last_hidden_state if hasattr(model, "score") else model(**inputs).logits

@@ -1,6 +1,7 @@
 """The snapshot that a worker keeps, and the files through which its supervisor reads it even after the worker's death."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,7 +125,8 @@ def _content(path: Path) -> bytes | None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by a rename: a reader sees the old or the new content, whole."""
-    written = path.with_name(f"{path.name}.new")
+    # Two threads may write one file: the loop, and the one that ends a worker whose peer is lost.
+    written = path.with_name(f"{path.name}.{threading.get_ident()}.new")
     written.write_text(text)
     written.replace(path)
 

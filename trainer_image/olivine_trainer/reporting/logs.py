@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import sys
 import warnings
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -36,7 +38,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **getattr(record, "context", {}),
-            **getattr(record, "values", {}),
+            **sayable(getattr(record, "values", {})),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -54,6 +56,11 @@ class _HumanFormatter(logging.Formatter):
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def sayable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, null for NaN and infinities: JSON cannot say them, and who reads the line would choke on it."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
 
 
 def set_up_logging(identity: JobIdentity | None) -> None:

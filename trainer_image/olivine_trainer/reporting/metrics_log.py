@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from olivine_trainer.reporting.logs import sayable
+
 
 class JsonLines:
     """Lines that gather here until `flush` writes them as the next part, `<name>-000001.jsonl` and so on.
@@ -21,8 +23,8 @@ class JsonLines:
         self._lock = threading.Lock()
 
     def add(self, **values: Any) -> None:
-        """One line; the time is added."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **values})
+        """One line; the time is added. NaN and infinities, which JSON cannot say, are null."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **sayable(values)})
         with self._lock:
             self._lines.append(line)
 

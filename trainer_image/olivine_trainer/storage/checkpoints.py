@@ -64,6 +64,9 @@ def restore_newest(run: Store, scratch: Path, *, spec_digest: str) -> Restored:
 def prune_checkpoints(run: Store, attempt: Attempt, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints, and the remains of incomplete ones of earlier attempts.
 
+    The newest attempt's come first, whatever their steps: an earlier one's that is further on was damaged, or it would have been
+    taken up.
+
     Raises SupersededError where the head has moved: only its owner deletes.
     """
     keys = [item.key for item in run.list(CHECKPOINTS)]
@@ -71,7 +74,8 @@ def prune_checkpoints(run: Store, attempt: Attempt, keep: int) -> None:
     for key in keys:
         if (name := CheckpointName.parse(key.split("/")[1])) is not None:
             by_name.setdefault(name, []).append(key)
-    complete = sorted((name for name, parts in by_name.items() if f"{name.folder}/{MANIFEST}" in parts), reverse=True)
+    whole = (name for name, parts in by_name.items() if f"{name.folder}/{MANIFEST}" in parts)
+    complete = sorted(whole, key=lambda name: (name.attempt, name.step), reverse=True)
     incomplete = [name for name in by_name if name not in complete and name.attempt < attempt.number]
     doomed = [*complete[keep:], *incomplete]
     if not doomed:

@@ -13,8 +13,10 @@ from olivine_trainer.digests import folder_digest, sha256_file
 from olivine_trainer.errors import DataError, ModelError, TrainerError
 from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.card import CARD, license_of, read_card, require_license
+from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, user_error
 from olivine_trainer.storage.hub import HubAddress
+from olivine_trainer.storage.ranges import LocalRange, RangeFile, RemoteRange
 from olivine_trainer.storage.source import Source
 from olivine_trainer.storage.splits import ROW_SUFFIXES, AmbiguousFilesError, files_by_split, is_rows_file
 from olivine_trainer.storage.store import ObjectInfo
@@ -109,6 +111,25 @@ def fetch_rows(source: Source, name: str | None, splits: tuple[str, ...] | None,
         )
         folder = folder.folder
     return FetchedRows({split: tuple(folder / path for path in paths) for split, paths in found.items()}, source.revision)
+
+
+def open_rows(
+    source: Source, access: Access, name: str | None, splits: tuple[str, ...] | None, cache: FileCache
+) -> list[RangeFile]:
+    """The same files, left where they are; a hub's are downloaded, since it serves whole files. `access`: of `source`."""
+    if source.local_folder is not None or source.frozen_state is not None:
+        fetched = fetch_rows(source, name, splits, cache)
+        return [*(LocalRange(path) for paths in fetched.files.values() for path in paths)]
+    if name is not None:
+        _require_splits(source, splits, {"train": [name]}, whole=True)
+        listed = {item.key: item for item in source.list_here().objects}
+        if name not in listed:
+            raise _no_such_file(source, name, list(listed))
+        keys = [name]
+    else:
+        listed, known = _look_at_rows(source, cache)
+        keys = [key for split in _require_splits(source, splits, known, whole=False) for key in known[split]]
+    return [RemoteRange(access, key, listed[key].size, listed[key].tag) for key in keys]
 
 
 def _look_at_model(source: Source, *, with_code: bool) -> tuple[dict[str, ObjectInfo], list[str]]:

@@ -29,6 +29,10 @@ Result = TypeVar("Result")
 
 _LOCAL = (errno.EROFS, errno.EACCES, errno.EPERM)
 
+# A hub that takes a call and stays silent: the client's own choice is to wait for ever.
+SILENCE_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
+
 PUBLIC_HUB = "https://huggingface.co"
 
 
@@ -62,8 +66,9 @@ class HubRepository:
         keeps: bool = False,
         delays: tuple[float, ...] = RETRY_DELAYS,
         sleep: Callable[[float], None] = time.sleep,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
-        """`cache`: the folder of the hub's own client; `keeps`: it is somebody's, so that nothing is removed from it."""
+        """`silence`: seconds without a byte after which a request is tried again. `cache`: the folder of the hub's own client; `keeps`: it is somebody's, so that nothing is removed from it."""
         self.uri = access.uri.rstrip("/")
         self._endpoint = access.endpoint or PUBLIC_HUB
         self.place = Place(access.role, access.uri, self._endpoint)
@@ -76,6 +81,7 @@ class HubRepository:
         self._keeps = keeps
         self._delays = delays
         self._sleep = sleep
+        self._silence = silence
 
     @property
     def local_folder(self) -> Path | None:
@@ -173,7 +179,10 @@ class HubRepository:
                 raise OSError(f"{path} is not what the hub says it is (sha256 differs)")
 
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._tried(download)
+        try:
+            self._tried(download)
+        except EntryMissingError:  # listed, and not given out
+            return False
         return True
 
     def _forget(self, found: Path) -> None:
@@ -285,21 +294,33 @@ class HubRepository:
         forbidden = constants.HF_HUB_OFFLINE
         constants.HF_HUB_OFFLINE = self._offline
         disable_progress_bars()
-        if self._ca is not None:
-            set_client_factory(self._trusting_client)
+        set_client_factory(self._make_client)
         try:
             yield
         finally:
             constants.HF_HUB_OFFLINE = forbidden
-            if self._ca is not None:
-                set_client_factory(default_client_factory)
+            set_client_factory(default_client_factory)
             close_session()
 
-    def _trusting_client(self) -> Any:
-        """A client that trusts the user's certificates beside the system's."""
+    def _make_client(self) -> Any:
+        """A client that waits for so long, and trusts the user's certificates beside the system's."""
         import httpx2  # noqa: PLC0415
         from huggingface_hub.utils._http import hf_request_event_hook  # noqa: PLC0415
 
+        class Client(httpx2.Client):
+            """Some calls ask for no limit at all, by name."""
+
+            def build_request(self, *arguments: Any, timeout: Any = None, **options: Any) -> httpx2.Request:
+                return super().build_request(*arguments, timeout=self.timeout if timeout is None else timeout, **options)
+
+        return Client(
+            event_hooks={"request": [hf_request_event_hook]},
+            follow_redirects=True,
+            timeout=httpx2.Timeout(self._silence, connect=min(self._silence, _CONNECT_SECONDS)),
+            verify=self._trusting() if self._ca is not None else True,
+        )
+
+    def _trusting(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         try:
             context.load_verify_locations(cadata=self._ca)
@@ -310,4 +331,4 @@ class HubRepository:
                 Reason.INVALID_SPEC,
                 f"CA_BUNDLE in the Secret of {field}.secretRef must hold certificates in PEM form: {error}",
             ) from None
-        return httpx2.Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None, verify=context)
+        return context

@@ -4,8 +4,10 @@ The comparison and the write happen under an flock on a lock file beside the tar
 machine and, where the file system passes flock on (NFSv4, CephFS do), between machines.
 """
 
+import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,14 @@ from olivine_api import names
 from olivine_api.reasons import Reason
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, user_error
+
+LOCK_SECONDS = 10.0  # who holds it writes a few bytes: a machine that was lost may hold it until its lease ends
+_PAUSE = 0.05
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class LocksUnsupportedError(Exception):
+    """The file system has no flock."""
 
 
 def local_folder(access: Access) -> Path | None:
@@ -36,10 +46,13 @@ def local_folder(access: Access) -> Path | None:
 
 
 def put_if_match_locally(target: Path, data: bytes, etag: str, *, read_etag: Callable[[], str | None]) -> bool:
-    """Replace `target` by a rename where `read_etag()` still gives `etag`; False otherwise."""
+    """Replace `target` by a rename where `read_etag()` still gives `etag`; False otherwise.
+
+    Raises LocksUnsupportedError, and BlockingIOError where somebody else holds the lock for long.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".lock-{target.name}").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+        take_lock(lock.fileno())  # released when the file is closed
         if read_etag() != etag:
             return False
         written = target.parent / f".lock-{target.name}.new"
@@ -49,3 +62,19 @@ def put_if_match_locally(target: Path, data: bytes, etag: str, *, read_etag: Cal
             os.fsync(file.fileno())
         written.replace(target)
         return True
+
+
+def take_lock(file: int, *, seconds: float = LOCK_SECONDS, flock: Callable[[int, int], None] = fcntl.flock) -> None:
+    """Lock a file. Raises LocksUnsupportedError, and BlockingIOError where it is held for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                raise LocksUnsupportedError(error.strerror) from None
+            raise
+        time.sleep(_PAUSE)

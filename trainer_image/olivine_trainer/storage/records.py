@@ -141,7 +141,8 @@ class RunRecords:
             unmet=list(unmet),
         )
         require_head(self.run, mine)
-        if not self.run.put_if_absent(PUBLISHED, _json(end)):
+        # The client tries again by itself where an answer is lost, and then finds what it wrote itself.
+        if not self.run.put_if_absent(PUBLISHED, _json(end)) and self.published() != end:
             raise SupersededError(f"the run was published by another attempt: attempt {mine.number} writes nothing more")
         return end
 

@@ -18,7 +18,7 @@ from olivine_trainer.errors import TrainerError
 from olivine_trainer.storage.clients import RemoteStore, connect, has_generations
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, explain, is_missing_bucket, is_retryable, unavailable, user_error
-from olivine_trainer.storage.local import local_folder, put_if_match_locally
+from olivine_trainer.storage.local import LocksUnsupportedError, local_folder, put_if_match_locally
 
 Result = TypeVar("Result")
 
@@ -173,6 +173,24 @@ class Store:
                 file.write(self._tried(lambda start=start: read(start), f"reading {key}"))
         return True
 
+    def get_range(self, key: str, start: int, end: int, *, tag: str | None) -> bytes:
+        """A piece of the object whose content has this tag. Raises the role's user error where there is another one, or none."""
+        options: dict[str, Any] = {"range": (start, end)} | ({"if_match": tag} if tag and self._folder is None else {})
+
+        def read() -> bytes:
+            try:
+                return bytes(obstore.get(self._store, self._path(key), options=options).bytes())  # pyright: ignore[reportArgumentType]
+            except (obs.PreconditionError, FileNotFoundError) as error:
+                if is_missing_bucket(error):
+                    raise
+                raise user_error(
+                    self.place,
+                    Reason.SOURCE_CHANGED,
+                    f"{FIELDS[self.place.role]}.uri {self.uri}: {key} was changed or removed while it was read: put it back",
+                ) from None
+
+        return self._tried(read, f"reading {key}")
+
     def put(self, key: str, data: bytes | Path) -> None:
         """Write, whatever stands there."""
         self._tried(lambda: obstore.put(self._store, self._path(key), data), f"writing {key}")
@@ -206,7 +224,10 @@ class Store:
             nonlocal tries
             tries += 1
             if self._folder is not None:
-                return put_if_match_locally(self._folder / key, data, etag, read_etag=lambda: self._etag(key))
+                try:
+                    return put_if_match_locally(self._folder / key, data, etag, read_etag=lambda: self._etag(key))
+                except LocksUnsupportedError:
+                    raise self._without_locks() from None
             try:
                 obstore.put(self._store, self._path(key), data, mode=self._condition(etag), use_multipart=False)
             except (obs.PreconditionError, FileNotFoundError) as error:
@@ -273,6 +294,14 @@ class Store:
             Reason.STORAGE_UNSUPPORTED,
             f"{self.place} {does} conditional writes (If-None-Match, If-Match), without which two writers could overwrite each other:"
             f" use a store that has them (AWS S3, Google Cloud Storage, Azure Blob Storage, MinIO, SeaweedFS, Ceph) in {FIELDS[self.place.role]}.uri",
+        )
+
+    def _without_locks(self) -> TrainerError:
+        return user_error(
+            self.place,
+            Reason.STORAGE_UNSUPPORTED,
+            f"{self.place} lies on a file system without locks (flock), without which two writers could overwrite each other:"
+            f" mount it with locks (NFSv4 has them), or write an object store's address into {FIELDS[self.place.role]}.uri",
         )
 
     def _delete_one(self, key: str) -> None:

@@ -117,11 +117,12 @@ class Peers:
             if self._lost is not None or self._left:
                 return
             self._lost = PeerLostError(text)
+        # First: to tell a peer that is hanging may take half a minute.
+        threading.Thread(target=self._see_to_the_end, args=(self._lost,), name="peer-lost", daemon=True).start()
         if self._leads:
             for link in self._links:
                 with suppress(OSError):
                     link.send({"lost": text})
-        threading.Thread(target=self._see_to_the_end, args=(self._lost,), name="peer-lost", daemon=True).start()
 
     def _see_to_the_end(self, lost: PeerLostError) -> None:
         """A collective on a GPU would wait for minutes: no signal and no exception reaches it."""

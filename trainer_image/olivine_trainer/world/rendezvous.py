@@ -80,7 +80,7 @@ class Rendezvous:
 
     def _refusal(self, hello: dict[str, Any]) -> str | None:
         if hello["run"] != self.run:
-            return f"rank 0 works for run {self.run}"
+            return "rank 0 works for another run"  # which one is what a stranger would have to know to take a rank's place
         if hello["size"] != self.place.size or not 0 < hello["rank"] < self.place.size:
             return f"rank 0 counts {self.place.size} ranks"
         return None

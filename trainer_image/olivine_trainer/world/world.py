@@ -4,8 +4,8 @@ A lone process has no process group and no peers: each method is then the identi
 """
 
 import base64
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,6 +80,10 @@ class World:
         """Work that a lost peer does not cut short, though it may end this process."""
         return nullcontext() if self.peers is None else self.peers.held()
 
+    def wait_for_all(self) -> None:
+        """Until every rank is here, as long as it takes."""
+        self.gather(None)
+
     def leave(self) -> None:
         """This rank ends in order, or needs the others no more."""
         if self.peers is not None:
@@ -123,6 +127,16 @@ class World:
                 f"pods.processesPerPod asks for process {self.place.local_rank + 1} of this pod, which has {devices} CUDA"
                 f" device{'s' if devices > 1 else ''}: one process a device, so write {devices}, or ask for more devices in pods.resources.limits",
             )
+
+    @contextmanager
+    def collectives(self) -> Generator[None]:
+        """Around code that calls torch's collectives by itself: what fails for want of a rank is told as that."""
+        try:
+            yield
+        except RuntimeError:
+            if self.peers is not None:
+                self.peers.wait_for_news(1.0)
+            raise
 
     def greatest(self, value: int) -> int:
         """The largest of the ranks' small numbers. A collective: everybody must come."""
