@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from olivine_api.evaluation import Metric
 from olivine_api.finetunejob import parse_spec
 from olivine_trainer.errors import ConfigurationError, DataError
+from olivine_trainer.evaluation.measures import Case
+from olivine_trainer.evaluation.own import own_measure
 from olivine_trainer.job import Job
+from olivine_trainer.plugins import import_own
 from tests.unit.trainer.ranks import Ranks
 from tests.unit.trainer.support import make_job, run_job, tone_rows, write_rows
 
@@ -93,8 +97,8 @@ def test_no_row_of_a_benchmark_is_trained_on(tiny_model: Path, tmp_path: Path) -
 TOO_MUCH: dict[str, tuple[list[dict[str, str]], str]] = {
     "twice": ([{"name": "test", "metric": "accuracy"}], "gives two numbers the name testAccuracy"),
     "too many": (
-        [{"name": f"b{index}", "metric": "accuracy"} for index in range(16)] + [],
-        "evaluation asks for 26 numbers (trainLoss, evalLoss, accuracy",
+        [{"name": f"b{index}", "metric": "accuracy"} for index in range(16)],
+        "evaluation asks for 25 numbers (trainLoss, evalLoss, accuracy",
     ),
 }
 
@@ -121,6 +125,16 @@ def test_a_metric_of_ones_own_is_measured_and_gated(tiny_model: Path, tmp_path: 
     assert 0 <= published.snapshot.metrics["shortAnswers"] <= 1
     assert answers
     assert published.unmet == [f"shortAnswers is {published.snapshot.metrics['shortAnswers']:.6g}, not at most -1"]
+
+
+def test_the_metric_in_the_docs_counts_what_it_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    own = import_own(Metric.model_validate(OWN | {"class": "TooLong", "parameters": {"words": 1}}), "m", {"metrics/own.py": code})
+    measure = own_measure("too_long", own)
+    assert measure.lower == ("tooLong",)
+    assert measure.compare is not None
+    assert measure.compare([Case("a", "a b"), Case("a", "a b c")]) == {"tooLong": 0.5}
 
 
 BAD: dict[str, tuple[str, str]] = {
