@@ -86,6 +86,22 @@ def test_a_benchmark_that_is_not_there_is_named(tiny_model: Path, tmp_path: Path
         run_job(_job(tiny_model, tmp_path, evaluation__benchmarks=[benchmark]), tmp_path / "scratch")
 
 
+def test_a_benchmarks_metric_fits_its_task(tiny_model: Path, tmp_path: Path) -> None:
+    benchmark = {"name": "cards", **_other_rows(tmp_path, "cards")}
+    with pytest.raises(ConfigurationError, match=r"the metric seqeval of evaluation.benchmarks cards is over entities"):
+        run_job(_job(tiny_model, tmp_path, evaluation__benchmarks=[benchmark | {"metric": "seqeval"}]), tmp_path / "one")
+    head: dict[str, Any] = {"classification": {"head": "Sequence"}, "data__labels": {"field": "tone"}}
+    head |= {"storage__uri": f"file://{tmp_path}/others"}
+    with pytest.raises(ConfigurationError, match="a classification head generates none"):
+        run_job(_job(tiny_model, tmp_path, evaluation__benchmarks=[benchmark | {"metric": "rouge"}], **head), tmp_path / "two")
+
+
+def test_data_test_is_measured_with_a_head_too(tiny_model: Path, tmp_path: Path) -> None:
+    head: dict[str, Any] = {"classification": {"head": "Sequence"}, "data__labels": {"field": "tone"}}
+    snapshot = run_job(_job(tiny_model, tmp_path, data__test=_other_rows(tmp_path, "test"), **head), tmp_path / "scratch").snapshot
+    assert {"testLoss", "testAccuracy", "testF1"} <= set(snapshot.baseline) & set(snapshot.metrics)
+
+
 def test_no_row_of_a_benchmark_is_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     shared = write_rows(tmp_path / "shared.jsonl", tone_rows(24)[:4])
     benchmark = {"name": "shared", "uri": f"file://{shared}", "metric": "accuracy"}

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from olivine_api.finetunejob import FineTuneJobSpec, own_classes
+from olivine_api.finetunejob import FineTuneJobSpec, MetricName, own_classes
 from olivine_api.reasons import Reason
 from olivine_trainer.data.prepare import Prepared
 from olivine_trainer.errors import ConfigurationError
@@ -12,6 +12,7 @@ from olivine_trainer.evaluation.keys import EVAL_LOSS
 from olivine_trainer.evaluation.measures import Measure, measure_of, measures_of
 from olivine_trainer.evaluation.own import own_measure
 from olivine_trainer.job import Job
+from olivine_trainer.loop.answers import has_head
 from olivine_trainer.plugins import import_own
 
 _MOST = 24  # of the 32 numbers that status holds: the trainer adds some of its own
@@ -37,11 +38,23 @@ def row_sets(spec: FineTuneJobSpec, data: Prepared, measures: Mapping[str, Measu
             sets.append(RowSet(benchmark.name, examples, ()))
         else:
             measure = measures.get(benchmark.metric) or measure_of(benchmark.metric, spec)
+            _require_fitting(spec, benchmark.name, benchmark.metric, measure)
             sets.append(RowSet(benchmark.name, examples, (measure,), with_loss=False))
     keys = ["trainLoss", EVAL_LOSS]
     keys += [key for measure in measures.values() for key in measure.keys]
     _check(keys + [key for rows in sets for key in rows.keys])
     return sets
+
+
+def _require_fitting(spec: FineTuneJobSpec, name: str, metric: str, measure: Measure) -> None:
+    """What evaluation.metrics' own rules say, for a benchmark."""
+    why = None
+    if metric == MetricName.SEQEVAL and spec.data.extraction is None:
+        why = "is over entities, which only task Extraction has: write accuracy"
+    elif measure.of_text and has_head(spec):
+        why = "judges generated text, and a classification head generates none: write accuracy or f1"
+    if why is not None:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"the metric {metric} of evaluation.benchmarks {name} {why}")
 
 
 def _check(keys: Sequence[str]) -> None:
