@@ -129,7 +129,7 @@ class Retries(ApiModel):
 
 
 _BUILT_IN = "[" + ", ".join(f"'{name}'" for name in MetricName) + "]"
-_HAS_HEAD = "has(self.classification) && self.classification.head == 'Sequence'"
+_MEASURED_ON_BENCHMARKS = "[" + ", ".join(f"'{name}'" for name in ("eval_loss", *MetricName)) + "]"
 _OWN_LOSS = "(has(self.training.loss) && has(self.training.loss.configMap))"
 
 
@@ -137,6 +137,7 @@ def _own_loss(spec: "FineTuneJobSpec") -> bool:
     return spec.training.loss is not None and spec.training.loss.config_map is not None
 
 
+_HAS_HEAD = "has(self.classification) && self.classification.head == 'Sequence'"
 _HAS_VALIDATION = "has(self.data.validation) || has(self.data.validationFraction)"
 
 
@@ -218,6 +219,35 @@ class FineTuneJobSpec(ApiModel):
             ),
             message="evaluation.metrics f1, macro_f1 and micro_f1 are over whole answers, seqeval is over entities:"
             " write seqeval for task Extraction, and only there",
+        ),
+        Rule(
+            cel=f"!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, !has(m.configMap) || !(m.name in {_BUILT_IN}))",
+            holds=lambda s: all(m.config_map is None or m.name not in tuple(MetricName) for m in s.evaluation.metrics or ()),
+            message="evaluation.metrics has a class of your own under the name of a built-in metric: give it another name",
+        ),
+        Rule(
+            holds=lambda s: all(m.config_map is not None or not m.parameters for m in s.evaluation.metrics or ()),
+            message="evaluation.metrics[].parameters are those of a class of your own: a built-in metric takes none, leave them out",
+        ),
+        Rule(
+            cel=f"!has(self.evaluation.benchmarks) || self.evaluation.benchmarks.all(b, b.metric in {_MEASURED_ON_BENCHMARKS}"
+            " || has(self.evaluation.metrics) && self.evaluation.metrics.exists(m, m.name == b.metric))",
+            holds=lambda s: all(
+                b.metric in ("eval_loss", *MetricName) or any(m.name == b.metric for m in s.evaluation.metrics or ())
+                for b in s.evaluation.benchmarks or ()
+            ),
+            message="the metric of evaluation.benchmarks must be eval_loss, a built-in metric, or the name of one of evaluation.metrics",
+        ),
+        Rule(
+            cel="!has(self.evaluation.benchmarks) || has(self.data.template.prompt) || has(self.data.template.messages)"
+            " || self.evaluation.benchmarks.all(b, b.metric in ['eval_loss', 'perplexity'])",
+            holds=lambda s: (
+                s.data.template.prompt is not None
+                or s.data.template.messages is not None
+                or all(b.metric in ("eval_loss", "perplexity") for b in s.evaluation.benchmarks or ())
+            ),
+            message="evaluation.benchmarks with a metric other than eval_loss and perplexity need data.template.prompt with completion,"
+            " or messages: they compare answers",
         ),
         Rule(
             cel="self.task != 'Summarization' || has(self.data.template.prompt) || has(self.data.template.messages)",

@@ -23,14 +23,15 @@ _WRITABLE = r"^(s3|gs|az|pvc|file)://"
 _SPLIT_PART = r"[A-Za-z0-9_.-]+(\[-?[0-9]*%?:-?[0-9]*%?\])?"
 _SPLIT = rf"^{_SPLIT_PART}(\+{_SPLIT_PART})*$"
 
+PLACE_RULE = Rule(
+    cel=f"self.uri.matches(r'{_URI}') && !self.uri.matches(r'{_DOTTED}')",
+    holds=lambda place: re.search(_URI, place.uri) is not None and re.search(_DOTTED, place.uri) is None,
+    message="uri must be hf://org/name, s3://bucket/path, gs://bucket/path, az://container/path, pvc://claim/path or file:///path,"
+    " without empty, . or .. parts: other schemes are not served",
+    field_path=".uri",
+)
 _PLACE_RULES = (
-    Rule(
-        cel=f"self.uri.matches(r'{_URI}') && !self.uri.matches(r'{_DOTTED}')",
-        holds=lambda place: re.search(_URI, place.uri) is not None and re.search(_DOTTED, place.uri) is None,
-        message="uri must be hf://org/name, s3://bucket/path, gs://bucket/path, az://container/path, pvc://claim/path or file:///path,"
-        " without empty, . or .. parts: other schemes are not served",
-        field_path=".uri",
-    ),
+    PLACE_RULE,
     Rule(
         cel=f"!has(self.endpoint) || self.endpoint.matches(r'{_ENDPOINT}')",
         holds=lambda place: place.endpoint is None or re.search(_ENDPOINT, place.endpoint) is not None,

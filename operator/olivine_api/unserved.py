@@ -39,30 +39,14 @@ def _positive(path: str, instead: str = "leave it out") -> Rule:
     return _rule(path, f"self.{path} > 0", lambda value: value > 0, " above 0", instead)
 
 
-def _filled(path: str, instead: str = "leave it out") -> Rule:
-    return _rule(path, f"size(self.{path}) > 0", bool, "", instead)
-
-
 def _other(path: str, served: Sequence[str], instead: str) -> Rule:
     known = ", ".join(f"'{value}'" for value in served)
     return _rule(path, f"!(self.{path} in [{known}])", lambda value: value not in served, " with this value", instead)
 
 
 UNSERVED_FINETUNEJOB = (
-    _present("data.test", "measure on data.validation"),
     _positive("training.dataLoaderWorkers"),
     _other("training.sharing.mode", ("Never",), "write Never"),
-    Rule(
-        cel="!has(self.evaluation.metrics) || self.evaluation.metrics.all(m, !has(m.configMap))",
-        holds=lambda spec: all(metric.config_map is None for metric in spec.evaluation.metrics or ()),
-        message="evaluation.metrics[].configMap is not served by this release: write a built-in metric",
-        field_path=".evaluation.metrics",
-    ),
-    Rule(
-        holds=lambda spec: all(not metric.parameters for metric in spec.evaluation.metrics or ()),
-        message="evaluation.metrics[].parameters is not served by this release: leave it out",
-    ),
-    _filled("evaluation.benchmarks"),
     Rule(
         cel="!has(self.evaluation.gates) || self.evaluation.gates.all(g, !has(g.manual) || !g.manual)",
         holds=lambda spec: all(not gate.manual for gate in spec.evaluation.gates or ()),

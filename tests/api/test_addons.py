@@ -211,6 +211,7 @@ def test_a_job_that_kueue_manages_without_a_label_is_left_to_it(ns: Namespace, o
     ns.kube.merge(path, {"spec": {"suspend": True}})
     ns.wait_phase("taken", Phase.QUEUED)
     assert ns.kube.must("GET", path)["spec"]["suspend"] is True
+    wait_for("no pod of the suspended Job", lambda: not ns.pods("taken"), seconds=15)
     ns.kube.merge(path, {"spec": {"suspend": False}})
     ns.pod_runs(ns.wait_pod("taken"))
     ns.wait_phase("taken", Phase.RUNNING)

@@ -131,6 +131,18 @@ WRONG: dict[str, tuple[Json, str]] = {
         },
         "task Extraction needs",
     ),
+    "own metric under a built-in's name": (
+        {"evaluation.metrics": [{"name": "f1", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
+        "under the name of a built-in metric",
+    ),
+    "benchmark of an unknown metric": (
+        {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "own"}]},
+        "the metric of evaluation.benchmarks must be eval_loss",
+    ),
+    "benchmark nowhere": (
+        {"evaluation.benchmarks": [{"name": "own", "uri": "b.jsonl", "metric": "accuracy"}]},
+        "other schemes are not served",
+    ),
     "summaries of texts": (
         {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
         "task Summarization needs",
@@ -184,11 +196,8 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "data.test": {"data.test": {"uri": "s3://data/test.jsonl"}},
     "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
-    "evaluation.metrics": {"evaluation.metrics": [{"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own"}]},
-    "evaluation.benchmarks": {"evaluation.benchmarks": [{"name": "own", "uri": "s3://data/b.jsonl", "metric": "accuracy"}]},
     "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
     "search": {
@@ -211,6 +220,17 @@ RIGHT: dict[str, Json] = {
         "evaluation.metrics": [{"name": "seqeval"}, {"name": "exact_match"}],
     },
     "gates": {"evaluation.gates": [{"metric": "accuracy", "min": 0.9}, {"metric": "eval_loss", "improvesOnBase": True}]},
+    "rows to measure": {
+        "data.test": {"uri": "s3://data/test.jsonl", "secretRef": {"name": "t"}},
+        "evaluation.metrics": [
+            {"name": "own", "configMap": "metrics", "key": "own.py", "class": "Own", "parameters": {"share": 0.5}},
+            {"name": "accuracy"},
+        ],
+        "evaluation.benchmarks": [
+            {"name": "cards", "uri": "s3://data/b.jsonl", "metric": "own"},
+            {"name": "loans-2", "uri": "pvc://rows/b.jsonl", "metric": "eval_loss"},
+        ],
+    },
     "all metrics of answers": {
         "evaluation.metrics": [{"name": name} for name in ("accuracy", "exact_match", "f1", "macro_f1", "micro_f1", "perplexity")]
     },

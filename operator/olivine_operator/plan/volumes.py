@@ -74,6 +74,7 @@ def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     """The claims that URIs name, each once, and whether something is written there."""
     uris = [spec.model.uri, spec.data.train.uri]
     uris += [source.uri for source in (spec.data.validation, spec.data.test) if source is not None]
+    uris += [benchmark.uri for benchmark in spec.evaluation.benchmarks or ()]
     found = {_claim(uri): False for uri in uris if uri.startswith(_CLAIM_SCHEME)}
     if spec.storage.uri.startswith(_CLAIM_SCHEME):
         found[_claim(spec.storage.uri)] = True

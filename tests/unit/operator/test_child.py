@@ -277,11 +277,13 @@ def test_everything_that_a_user_may_choose_is_in_the_pod() -> None:
 def test_claims_are_mounted_where_the_trainer_looks_and_are_writable_only_for_storage() -> None:
     data = {**SPEC["data"], "train": {"uri": "pvc://rows/a.jsonl"}, "validation": {"uri": "pvc://shared/v.jsonl"}}
     model = {"uri": "hf://org/name", "cache": {"claimName": "cache"}}
-    pod = pod_of(build(data=data, model=model, storage={"uri": "pvc://shared/runs"}))
+    evaluation = {"benchmarks": [{"name": "cards", "uri": "pvc://marks/b.jsonl", "metric": "accuracy"}]}
+    pod = pod_of(build(data=data, model=model, storage={"uri": "pvc://shared/runs"}, evaluation=evaluation))
     mounts = {m["mountPath"]: m for m in pod["containers"][0]["volumeMounts"]}
     claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
     assert {path: claims[m["name"]] for path, m in mounts.items() if m["name"] in claims} == {
         f"{names.CLAIMS_DIR}/rows": "rows",
+        f"{names.CLAIMS_DIR}/marks": "marks",
         f"{names.CLAIMS_DIR}/shared": "shared",
         names.MODEL_CACHE_DIR: "cache",
     }

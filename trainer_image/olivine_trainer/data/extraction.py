@@ -36,8 +36,14 @@ def written_rows(rows: Sequence[Row], extraction: Extraction, source: str) -> li
     require_fields(rows, (extraction.text_field,), "data.extraction.textField", source)
     if all(extraction.spans_field not in row.fields for row in rows):
         require_fields(rows, (extraction.spans_field,), "data.extraction.spansField", source)
+    return [written_row(row, extraction, source) for row in rows]
+
+
+def written_row(row: Row, extraction: Extraction, source: str) -> Row:
+    """One of them; its text field must be there."""
+    require_fields([row], (extraction.text_field,), "data.extraction.textField", source)
     write = _tags if extraction.format == "BIO" else _spans
-    return [replace(row, fields={**row.fields, **write(row, extraction, source)}) for row in rows]
+    return replace(row, fields={**row.fields, **write(row, extraction, source)})
 
 
 def _spans(row: Row, extraction: Extraction, source: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from olivine_api.status import ResolvedData
 from olivine_trainer.data.augment import AugmentedRows, Augmenter
 from olivine_trainer.data.batches import TokenisedRows, TrainingRows
 from olivine_trainer.data.clean import Removed, clean_rows
-from olivine_trainer.data.extraction import check_extraction, written_rows
+from olivine_trainer.data.extraction import check_extraction, written_row, written_rows
 from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample, example_maker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
@@ -36,6 +36,8 @@ class LoadedRows:
     template: RowTemplate
     augmenter: Augmenter | None
     labels: Labels | None
+    benchmarks: dict[str, list[Row]]
+    """By name."""
     digest: str
     """sha256 (hex) over the canonical JSON of the rows, training first."""
     removed: Removed
@@ -63,6 +65,8 @@ class Prepared:
     test: list[Example] = field(default_factory=list[Example])
     """What data.test has, to be measured once, at the end."""
     labels: Labels | None = None
+    benchmarks: dict[str, list[Example]] = field(default_factory=dict[str, list[Example]])
+    """By name; measured before and after."""
 
 
 def load_rows(
@@ -70,6 +74,7 @@ def load_rows(
     train_files: RowFiles | Sequence[RangeFile],
     validation_files: RowFiles | None,
     test_files: RowFiles | None = None,
+    benchmark_files: Mapping[str, RowFiles] = {},
     *,
     seed: int,
 ) -> LoadedRows:
@@ -84,12 +89,18 @@ def load_rows(
         check_extraction(data.extraction, template)
     validation = read_for(data, validation_files, template, "data.validation") if validation_files is not None else []
     test = read_for(data, test_files, template, "data.test") if test_files is not None else []
-    measured = [(name, rows) for name, rows in (("data.validation", validation), ("data.test", test)) if rows]
+    benchmarks = {name: read_for(data, files, template, _benchmark(name)) for name, files in benchmark_files.items()}
+    of_benchmarks = {_benchmark(name): rows for name, rows in benchmarks.items()}
+    others = {"test": test, **of_benchmarks}
+    measured = [("data.validation", validation), ("data.test", test), *of_benchmarks.items()]
+    measured = [(name, rows) for name, rows in measured if rows]
     if not isinstance(train_files, RowFiles):
         stream, labels, removed = index_training_rows(data, template, augmenter, train_files, measured, written=_written(data))
         split = Split(train=[], validation=validation)
         _require_labels(labels, measured)
-        return LoadedRows(split, test, template, augmenter, labels, _digest(split, test, stream.digest), removed, stream)
+        return LoadedRows(
+            split, test, template, augmenter, labels, benchmarks, _digest(split, others, stream.digest), removed, stream
+        )
     train = read_for(data, train_files, template, "data.train")
     if augmenter is not None:
         _require(augmenter.named_fields, train, "data.train")
@@ -101,7 +112,7 @@ def load_rows(
     split = Split(train=train, validation=validation)
     if data.validation_fraction is not None:
         split = _split(data, data.validation_fraction, train, template, seed)
-    return LoadedRows(split, test, template, augmenter, labels, _digest(split, test), removed)
+    return LoadedRows(split, test, template, augmenter, labels, benchmarks, _digest(split, others), removed)
 
 
 def prepare_examples(
@@ -135,7 +146,8 @@ def prepare_examples(
         if rows and not any(example.weight for example in one.examples):
             why = _why_none_is_left(one, len(rows), data.max_length)
             raise DataError(Reason.DATA_EMPTY, f"no {kind} row is left that measures anything: {why}, or leave {name} out")
-    sides = (train, validation, test)
+    benchmarks = {name: fitted(rows, _benchmark(name)) for name, rows in loaded.benchmarks.items()}
+    sides = (train, validation, test, *benchmarks.values())
     resolved = ResolvedData(
         rows=len(train.examples) if streamed is None else len(streamed),
         validation_rows=len(validation.examples),
@@ -149,7 +161,7 @@ def prepare_examples(
         tokens=sum(example.tokens for example in train.examples) if streamed is None else None,
         learned_tokens=sum(example.learned_tokens for example in train.examples) if streamed is None else None,
     )
-    everything = [*looked_at, *validation.examples, *test.examples]
+    everything = [*looked_at, *(example for side in sides[1:] for example in side.examples)]
     return Prepared(
         train=streamed or _training_rows(data, loaded, train, maker("data.train")),
         validation=validation.examples,
@@ -159,6 +171,7 @@ def prepare_examples(
         longest=data.max_length if streamed is not None else max(example.width for example in everything),
         largest_token=max(int(ids.max()) for example in everything for ids in example.texts),
         labels=loaded.labels,
+        benchmarks={name: one.examples for name, one in benchmarks.items()},
     )
 
 
@@ -185,7 +198,7 @@ def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExam
 def _written(data: Data) -> Callable[[Row], Row]:
     """A row as the template takes it, for rows that are read one by one."""
     extraction = data.extraction
-    return (lambda row: row) if extraction is None else (lambda row: written_rows([row], extraction, "data.train")[0])
+    return (lambda row: row) if extraction is None else (lambda row: written_row(row, extraction, "data.train"))
 
 
 def _require_labels(labels: Labels | None, sides: Sequence[tuple[str, Sequence[Row]]]) -> None:
@@ -233,11 +246,15 @@ def _split(data: Data, fraction: float, rows: list[Row], template: RowTemplate, 
     return split
 
 
-def _digest(split: Split, test: Sequence[Row], streamed: str | None = None) -> str:
+def _benchmark(name: str) -> str:
+    return f"evaluation.benchmarks {name}"
+
+
+def _digest(split: Split, others: Mapping[str, Sequence[Row]], streamed: str | None = None) -> str:
     digest = hashlib.sha256()
     if streamed is not None:
         digest.update(f"streamed {streamed}\n".encode())
-    sides = (("train", split.train), ("validation", split.validation), *((("test", test),) if test else ()))
+    sides = (("train", split.train), ("validation", split.validation), *((name, rows) for name, rows in others.items() if rows))
     for side, rows in sides:
         digest.update(f"{side}\n".encode())
         for row in rows:

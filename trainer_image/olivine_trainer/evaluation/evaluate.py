@@ -10,7 +10,7 @@ import torch
 
 from olivine_trainer.evaluation.generate import answer_limit, greedy_answers
 from olivine_trainer.evaluation.heads import HeadScorer
-from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY
+from olivine_trainer.evaluation.keys import EVAL_LOSS, PERPLEXITY, key_of
 from olivine_trainer.evaluation.labels import LabelScorer
 from olivine_trainer.evaluation.loss import Tick, mean_loss
 from olivine_trainer.evaluation.measures import Case, Measure
@@ -32,6 +32,24 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class RowSet:
+    """Rows that are measured apart from the validation rows: data.test, or a benchmark."""
+
+    name: str
+    """What its keys begin with: test gives testAccuracy."""
+    examples: Sequence[Example]
+    measures: Sequence[Measure]
+    with_loss: bool = True
+
+    @property
+    def keys(self) -> dict[str, bool]:
+        """What is measured of it, and whether lower is better."""
+        found = {EVAL_LOSS: True} if self.with_loss else {}
+        found |= {key: key in measure.lower for measure in self.measures for key in measure.keys}
+        return {key_of(self.name, key): lower for key, lower in found.items()} if self.examples else {}
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Everything that an evaluation needs, the same for base and tuned model; `tick` is called after each batch."""
 
@@ -47,15 +65,15 @@ class Evaluator:
     autocast: Callable[[], AbstractContextManager[None]]
     scorer: LabelScorer | HeadScorer | None = None
     """Chooses answers among labels; None where they are generated."""
+    others: Sequence[RowSet] = ()
+    """Measured with everything, not in between."""
     world: World = field(default_factory=alone)
     """The ranks that share the work; each gets all results."""
 
     @property
     def keys(self) -> dict[str, bool]:
         """Everything that is measured, and whether lower is better."""
-        if not self.examples:
-            return {}
-        return {EVAL_LOSS: True} | {key: key in measure.lower for measure in self.metrics for key in measure.keys}
+        return {key: lower for rows in self._sets() for key, lower in rows.keys.items()}
 
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
@@ -63,25 +81,34 @@ class Evaluator:
 
     def everything(self, tick: Tick) -> Evaluated:
         """All metrics and the sample answers; the answers that metrics need serve as samples too."""
-        if not self.examples:
-            return Evaluated(metrics={}, answers=[])
-        metrics, answers = self._measured(self.examples, self.metrics, tick, samples=self.samples)
-        return Evaluated(metrics=metrics, answers=answers[: self.samples])
+        sets = self._sets()
+        passes = _Passes(tick, len(sets))
+        found: dict[str, float] = {}
+        samples: list[str] = []
+        for rows in sets:
+            validation = not rows.name
+            metrics, answers = self._measured(rows, passes.next(), samples=self.samples if validation else 0)
+            found |= {key_of(rows.name, key): value for key, value in metrics.items() if key_of(rows.name, key) in rows.keys}
+            samples = answers[: self.samples] if validation else samples
+        return Evaluated(metrics=found, answers=samples)
+
+    def _sets(self) -> list[RowSet]:
+        return [rows for rows in (RowSet("", self.examples, self.metrics), *self.others) if rows.examples]
 
     def sample_examples(self) -> list[Example]:
         """The rows that `Evaluated.answers` belong to."""
         return with_answers(self.examples)[: self.samples]
 
-    def _measured(
-        self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick, *, samples: int
-    ) -> tuple[dict[str, float], list[str]]:
+    def _measured(self, rows: RowSet, tick: Tick, *, samples: int) -> tuple[dict[str, float], list[str]]:
         """Everything about some rows, and the answers that were needed for it, at least `samples`."""
+        examples, measures = rows.examples, rows.measures
         asked = with_answers(examples)
         chosen = [measure for measure in measures if measure.compare is not None and not self._is_free(measure)]
         free = [measure for measure in measures if measure.compare is not None and self._is_free(measure)]
         wanted = asked if chosen else asked[:samples]
-        passes = _Passes(tick, 1 + bool(wanted) + bool(free and asked))
-        metrics = self._loss(examples, measures, passes.next())
+        by_loss = rows.with_loss or any(measure.compare is None for measure in measures)
+        passes = _Passes(tick, by_loss + bool(wanted) + bool(free and asked))
+        metrics = self._loss(examples, measures, passes.next()) if by_loss else {}
         answers = self._answers(wanted, passes.next()) if wanted else []
         if wanted:
             metrics |= compared_by(chosen, wanted, answers)

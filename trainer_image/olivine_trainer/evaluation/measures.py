@@ -1,6 +1,6 @@
 """From the specification's metrics to what is computed: which keys each has in status, and over which answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from olivine_api.evaluation import MetricName
@@ -87,8 +87,11 @@ def measure_of(name: str, spec: FineTuneJobSpec) -> Measure:
     return replace(measure, compare=compare)
 
 
-def measures_of(spec: FineTuneJobSpec) -> tuple[Measure, ...]:
-    """Those asked for; by default accuracy and F1 for Classification, ROUGE for Summarization, seqeval for Extraction, perplexity otherwise."""
+def measures_of(spec: FineTuneJobSpec, own: Mapping[str, Measure]) -> dict[str, Measure]:
+    """Those asked for, by name; `own` has those that are no built-in.
+
+    By default accuracy and F1 for Classification, ROUGE for Summarization, seqeval for Extraction, perplexity otherwise.
+    """
     if spec.evaluation.metrics is not None:
-        return tuple(measure_of(metric.name, spec) for metric in spec.evaluation.metrics)
-    return tuple(measure_of(name, spec) for name in _DEFAULTS.get(spec.task, (MetricName.PERPLEXITY,)))
+        return {metric.name: own.get(metric.name) or measure_of(metric.name, spec) for metric in spec.evaluation.metrics}
+    return {name: measure_of(name, spec) for name in _DEFAULTS.get(spec.task, (MetricName.PERPLEXITY,))}

@@ -125,9 +125,10 @@ def fetch_sources(
     train = fetcher.streamed() if spec.data.streaming else fetcher.rows("train")
     validation = fetcher.rows("validation") if spec.data.validation is not None else None
     test = fetcher.rows("test") if spec.data.test is not None else None
-    rows = load_rows(spec.data, train, validation, test, seed=spec.training.seed)
+    benchmarks = {benchmark.name: fetcher.benchmark(benchmark.uri) for benchmark in spec.evaluation.benchmarks or ()}
+    rows = load_rows(spec.data, train, validation, test, benchmarks, seed=spec.training.seed)
     if rows.removed.leaked:
-        warn(f"{rows.removed.leaked} training rows are left out: data.validation or data.test has them too")
+        warn(f"{rows.removed.leaked} training rows are left out: data.validation, data.test or a benchmark has them too")
     if not rows.split.validation:
         warn("there are no validation rows (data.validation or data.validationFraction): only the training loss is reported")
     board.progress(stage=Stage.LOADING_MODEL)
@@ -173,6 +174,12 @@ class _Fetcher:
         access = resolve_access(spec, role, self._environ)
         folder, name = parent_of_rows(access.uri)
         return self._open(role, access.at(folder)), access.at(folder), name, selection
+
+    def benchmark(self, uri: str) -> RowFiles:
+        """All rows of a benchmark's file."""
+        folder, name = parent_of_rows(uri)
+        source = self._open("benchmark", resolve_access(self._job.spec, "benchmark", self._environ, benchmark=uri).at(folder))
+        return RowFiles(files=fetch_rows(source, name, None, self._cache).files)
 
     def _open(self, role: Role, access: Access, *, revision: str | None = None) -> Source:
         source = open_source(access, self._cache, self._scratch, self._environ, revision=revision, commit=self.commits.get(role))

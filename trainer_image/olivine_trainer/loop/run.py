@@ -14,12 +14,12 @@ from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
 from olivine_trainer.evaluation.keys import require_measured
-from olivine_trainer.evaluation.measures import measures_of
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
 from olivine_trainer.loop.answers import has_head, label_scorer
 from olivine_trainer.loop.claim import Claim, Sources
 from olivine_trainer.loop.engine import Engine, build_engine, make_accelerator
+from olivine_trainer.loop.measured import measures_for, row_sets
 from olivine_trainer.loop.micro import MicroBatch, eval_batch
 from olivine_trainer.loop.state import seed_random, seed_rank
 from olivine_trainer.loop.stop import StopFlag
@@ -74,7 +74,7 @@ def set_up(
     """
     spec, uri = job.spec, job.spec.model.uri
     _make_deterministic(spec.training.seed)
-    own_loss = own_loss_of(job)
+    own_loss, measures = own_loss_of(job), measures_for(job)
     precision = resolve_precision(spec.training.precision)
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
@@ -151,7 +151,8 @@ def set_up(
         tokenizer=tokenizer,
         examples=data.validation,
         batch_rows=lambda: eval_batch(spec.training.eval_batch_size, micro.rows, spec.training.batch_size),
-        metrics=measures_of(spec),
+        metrics=tuple(measures.values()),
+        others=row_sets(spec, data, measures),
         samples=spec.evaluation.samples,
         device=accelerator.device,
         autocast=engine.autocast,

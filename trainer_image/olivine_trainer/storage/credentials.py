@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from olivine_api.finetunejob import FineTuneJobSpec
+from olivine_api.finetunejob import FineTuneJobSpec, Source
 from olivine_api.names import ENV_SECRET_PREFIXES
 from olivine_api.reasons import Reason
 from olivine_trainer.storage.addresses import check_endpoint, check_uri, same_endpoint
@@ -66,14 +66,14 @@ class Access:
         return replace(self, uri=uri)
 
 
-def resolve_access(spec: FineTuneJobSpec, role: Role, environ: Mapping[str, str]) -> Access:
+def resolve_access(spec: FineTuneJobSpec, role: Role, environ: Mapping[str, str], *, benchmark: str | None = None) -> Access:
     """Access of one role of the specification; raises the role's user error for an address or a Secret that cannot be used.
 
     Endpoint: the role's own field, its own Secret's, storage's field, storage's Secret's where the scheme is the same. Keys: the
     role's own Secret where it names one, else storage's where the endpoint is the same: they go nowhere else. What is still
-    missing comes from the plain variables of the scheme (AWS_*, AZURE_*, …).
+    missing comes from the plain variables of the scheme (AWS_*, AZURE_*, …). `benchmark`: the URI of one, which has neither.
     """
-    source = _source(spec, role)
+    source = Source(uri=benchmark) if benchmark is not None else _source(spec, role)
     place = Place(role, source.uri, None)
     check_uri(place)
     scheme = _scheme(source.uri)

@@ -8,7 +8,7 @@ import obstore.exceptions as obs
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, TrainerError
 
-Role = Literal["storage", "model", "train", "validation", "test"]
+Role = Literal["storage", "model", "train", "validation", "test", "benchmark"]
 
 # How each role's place is called in the specification, and which exit code its faults have.
 FIELDS: dict[Role, str] = {
@@ -17,6 +17,7 @@ FIELDS: dict[Role, str] = {
     "train": "data.train",
     "validation": "data.validation",
     "test": "data.test",
+    "benchmark": "evaluation.benchmarks[]",
 }
 _CLASSES: dict[Role, type[TrainerError]] = {
     "storage": ConfigurationError,
@@ -24,6 +25,7 @@ _CLASSES: dict[Role, type[TrainerError]] = {
     "train": DataError,
     "validation": DataError,
     "test": DataError,
+    "benchmark": DataError,
 }
 
 # The instance metadata services: asked for credentials only where none were given; they have their hiccups.
