@@ -111,8 +111,8 @@ def trl_trainer(load: Workload, scratch: Path) -> Run:
     model, tokenizer, rows = _peft_model(load, scratch)
     run = Run("TRL SFTTrainer")
     shared = _arguments(load, scratch)
-    own: dict[str, Any] = {"gradient_checkpointing": False, "max_length": PACK_TOKENS if load.packed else None}
-    if load.packed:
+    own: dict[str, Any] = {"gradient_checkpointing": False, "max_length": PACK_TOKENS if load.packing else None}
+    if load.packing:
         own |= {"packing": True, "completion_only_loss": True}
         # Olivine packs the rows of a step; TRL's batch size is of packs: as many as hold as many tokens.
         tokens = sum(len(row["input_ids"]) for row in rows) / load.steps
@@ -145,7 +145,7 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     from olivine_trainer.reporting.board import Board
 
     tokenizer = AutoTokenizer.from_pretrained(load.model)
-    job = replace(load, packed=False).job(Path("/unused"))
+    job = replace(load, packing=False).job(Path("/unused"))
     loaded = fetch_sources(job, {}, scratch, Board(None)).rows
     drawn = prepare_examples(job.spec.data, loaded, tokenizer, stop_ids=frozenset({tokenizer.eos_token_id})).train
     examples = [example for step in range(load.steps) for example in drawn.batch(SEED, step, load.batch)]

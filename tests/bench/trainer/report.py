@@ -12,7 +12,7 @@ CURVE_TOLERANCE = 1e-4  # the same batches in the same order: rounding alone tel
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: every contestant's runs, Olivine's first; `note` says what was not run, and why."""
+    """One row of the table: every contestant's runs, Olivine's first; `note` says who was not run, and why."""
 
     name: str
     title: str
@@ -50,8 +50,6 @@ def render(rows: Sequence[Row], environment: Mapping[str, str]) -> str:
 
 
 def _table(row: Row) -> list[str]:
-    if not row.runs:
-        return []
     lines = [
         "",
         "| contestant | runs | tokens per CPU-second | CPU-seconds | wall seconds | peak memory, MiB | largest relative loss difference |",
@@ -74,8 +72,6 @@ def _table(row: Row) -> list[str]:
 
 
 def _verdicts(row: Row) -> list[str]:
-    if not row.runs:
-        return []
     ours, *others = row.contestants
     goal = GOALS[row.name[0]]
     lines = [""]

@@ -33,10 +33,6 @@ def test_curves_of_different_length_are_not_compared() -> None:
         curve_distance([1.0], [1.0, 2.0])
 
 
-def test_a_row_that_is_not_run_says_why() -> None:
-    assert "Not run: data.packing" in render([Row("B", "packed", [], note="Not run: data.packing is not served.")], {})
-
-
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_the_three_train_the_same_on_a_tiny_model(tmp_path: Path) -> None:

@@ -20,14 +20,15 @@ class Workload:
     """One row of the table, as a file passes it to the contestants' processes."""
 
     row: str
-    """A: the same padded batches. B: each packs as it can."""
+    """A: the same batches. B: each packs as it can."""
     model: str
     rows: str
     steps: int
     batch: int
     """Rows of a step."""
     loss_on: str = "Completion"
-    packed: bool = False
+    packing: bool | None = None
+    """data.packing; None: absent, Olivine's default."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -47,8 +48,8 @@ class Workload:
                 "train": {"uri": f"file://{self.rows}"},
                 "template": {"prompt": "Phrase: {phrase}\nTone:", "completion": " {tone}"},
                 "lossOn": self.loss_on,
-                "maxLength": PACK_TOKENS if self.packed else 128,
-                "packing": self.packed,
+                "maxLength": PACK_TOKENS if self.packing else 128,
+                **({} if self.packing is None else {"packing": self.packing}),
             },
             "method": {"type": "LoRA", "lora": {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "targetModules": TARGETS}},
             "training": {
