@@ -77,6 +77,7 @@ class EarlyStopping(ApiModel):
     """Stop where an evaluation metric no longer improves."""
 
     metric: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "eval_loss"
+    """One of the validation rows: eval_loss, or a name of evaluation.metrics. Those of data.test and benchmarks are for gates."""
     mode: Literal["min", "max"] = "min"
     patience: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Evaluations without an improvement."""

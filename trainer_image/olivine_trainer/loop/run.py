@@ -13,7 +13,7 @@ from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
-from olivine_trainer.evaluation.keys import require_measured
+from olivine_trainer.evaluation.keys import require_followed, require_measured
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
 from olivine_trainer.loop.answers import has_head, label_scorer
@@ -181,7 +181,8 @@ def _require_measured(spec: FineTuneJobSpec, evaluator: Evaluator) -> None:
         if gate.metric is not None:
             require_measured(f"evaluation.gates[{number}].metric", gate.metric, evaluator.keys)
     if spec.training.early_stopping is not None:
-        require_measured("training.earlyStopping.metric", spec.training.early_stopping.metric, evaluator.keys)
+        metric = spec.training.early_stopping.metric
+        require_followed("training.earlyStopping.metric", metric, evaluator.validation_keys, evaluator.keys)
 
 
 def own_loss_of(job: Job) -> OwnClass | None:
