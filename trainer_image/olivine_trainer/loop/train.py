@@ -87,7 +87,7 @@ def train(
     try:
         return _train_and_publish(run, done)
     finally:
-        run.uploads.close()
+        run.close()
 
 
 def _train_and_publish(run: Run, done: Progressed) -> Published:
