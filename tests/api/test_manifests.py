@@ -196,7 +196,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
@@ -243,6 +242,7 @@ RIGHT: dict[str, Json] = {
     },
     "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
+    "rows made by threads": {"training.dataLoaderWorkers": 2},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},

@@ -17,6 +17,7 @@ from olivine_trainer.data.batches import batch_places
 from olivine_trainer.data.making import MakeExample, Wording
 from olivine_trainer.data.rows import Row
 from olivine_trainer.data.template import RowTemplate, TextTemplate, parse_template
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.modeling.example import Example
 
 _WORD = re.compile(r"\S+\s*")
@@ -144,13 +145,14 @@ class AugmentedRows:
     make: MakeExample
     augmenter: Augmenter
     max_length: int
+    workers: Workers = field(default_factory=Workers, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, seed: int, step: int, size: int) -> list[Example]:
         """See TrainingRows. A wording that is longer than maxLength is not used: the row then stays as it is."""
-        return [self._example(seed, epoch, index) for epoch, index in batch_places(seed, step, size, len(self.rows))]
+        return self.workers.map(lambda place: self._example(seed, *place), batch_places(seed, step, size, len(self.rows)))
 
     def _example(self, seed: int, epoch: int, index: int) -> Example:
         wording = self.augmenter.wording(self.rows[index], seed=seed, epoch=epoch, index=index)

@@ -20,6 +20,7 @@ from olivine_trainer.data.split import Split, split_rows
 from olivine_trainer.data.stream import StreamedRows, StreamIndex, index_training_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
 from olivine_trainer.data.tokens import Fitted, fit_example, fit_examples
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.storage.ranges import RangeFile
@@ -116,9 +117,15 @@ def load_rows(
 
 
 def prepare_examples(
-    data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int], for_head: bool = False
+    data: Data,
+    loaded: LoadedRows,
+    tokenizer: Any,
+    *,
+    stop_ids: frozenset[int],
+    for_head: bool = False,
+    workers: Workers | None = None,
 ) -> Prepared:
-    """Tokenise all sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
+    """Tokenise all sides, by `workers`. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
 
     def maker(source: str) -> MakeExample:
         labels = loaded.labels
@@ -127,11 +134,16 @@ def prepare_examples(
     def fitted(rows: Sequence[Row], source: str) -> Fitted:
         make = maker(source)
         return fit_examples(
-            rows, lambda row: make(row, None), max_length=data.max_length, on_overflow=data.on_overflow, source=source
+            rows,
+            lambda row: make(row, None),
+            max_length=data.max_length,
+            on_overflow=data.on_overflow,
+            source=source,
+            workers=workers,
         )
 
     train = fitted(loaded.split.train, "data.train")
-    streamed = _streamed(data, loaded, loaded.stream, maker("data.train")) if loaded.stream is not None else None
+    streamed = _streamed(data, loaded, loaded.stream, maker("data.train"), workers) if loaded.stream is not None else None
     looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
@@ -163,7 +175,7 @@ def prepare_examples(
     )
     everything = [*looked_at, *(example for side in sides[1:] for example in side.examples)]
     return Prepared(
-        train=streamed or _training_rows(data, loaded, train, maker("data.train")),
+        train=streamed or _training_rows(data, loaded, train, maker("data.train"), workers),
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
@@ -175,13 +187,13 @@ def prepare_examples(
     )
 
 
-def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample) -> TrainingRows:
+def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample, workers: Workers | None) -> TrainingRows:
     if loaded.augmenter is None:
         return TokenisedRows(train.examples)
-    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length)
+    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length, workers or Workers())
 
 
-def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample) -> StreamedRows:
+def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample, workers: Workers | None) -> StreamedRows:
     def fit(row: Row, example: Example) -> Example:
         fitted = fit_example(row, example, max_length=data.max_length, on_overflow=data.on_overflow, source="data.train")
         if fitted is None:
@@ -192,7 +204,15 @@ def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExam
             )
         return fitted
 
-    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length, written=_written(data))
+    return StreamedRows(
+        index,
+        make=make,
+        fit=fit,
+        augmenter=loaded.augmenter,
+        max_length=data.max_length,
+        written=_written(data),
+        workers=workers,
+    )
 
 
 def _written(data: Data) -> Callable[[Row], Row]:

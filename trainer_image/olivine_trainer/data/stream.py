@@ -25,6 +25,7 @@ from olivine_trainer.data.labels import Labels, find_labels
 from olivine_trainer.data.making import MakeExample
 from olivine_trainer.data.rows import Row
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields, require_in_row
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.storage.ranges import RangeFile
@@ -155,6 +156,14 @@ class _Pools:
     """Places in the epoch before each pool, and all at last."""
 
 
+@dataclass(frozen=True)
+class _ReadRow:
+    row: Row
+    epoch: int
+    index: int
+    """Among all rows."""
+
+
 class StreamedRows:
     """Training rows that are read, put and tokenised when a step needs them. See TrainingRows."""
 
@@ -167,6 +176,7 @@ class StreamedRows:
         augmenter: Augmenter | None,
         max_length: int,
         written: Callable[[Row], Row],
+        workers: Workers | None = None,
     ) -> None:
         """`fit` makes an example as long as it may be, or raises DataError."""
         self._index = index
@@ -175,6 +185,7 @@ class StreamedRows:
         self._written = written
         self._augmenter = augmenter
         self._max_length = max_length
+        self._workers = workers or Workers()
         # Two of each, since a batch may straddle two pools and two epochs.
         self._pools = lru_cache(maxsize=2)(self._find_pools)
         self._order = lru_cache(maxsize=2)(_pool_order)
@@ -186,12 +197,8 @@ class StreamedRows:
     def batch(self, seed: int, step: int, size: int) -> list[Example]:
         """See TrainingRows."""
         places = (divmod(position, len(self)) for position in range(step * size, (step + 1) * size))
-        # Status counts rows that are cut: each once, when the first epoch meets it.
-        return [
-            example if epoch == 0 or not example.truncated else replace(example, truncated=False)
-            for epoch, place in places
-            for example in [self._example(seed, epoch, place)]
-        ]
+        rows = [self._read(seed, epoch, place) for epoch, place in places]  # one after another: neighbours share a pool
+        return self._workers.map(lambda row: self._example(seed, row), rows)
 
     def some(self, count: int) -> list[Example]:
         """Rows of the first block, to look at before training."""
@@ -199,7 +206,7 @@ class StreamedRows:
         loaded = first.block.load()
         return [self._as_it_is(self._written(loaded.row(int(place)))) for place in first.kept[:count]]
 
-    def _example(self, seed: int, epoch: int, place: int) -> Example:
+    def _read(self, seed: int, epoch: int, place: int) -> _ReadRow:
         pools = self._pools(seed, epoch)
         pool = bisect_right(pools.firsts, place) - 1
         start, end = pools.firsts[pool], pools.firsts[pool + 1]
@@ -210,12 +217,17 @@ class StreamedRows:
             drawn -= rows
             at += 1
         row = self._written(self._load(members)[at].row(int(self._index.blocks[members[at]].kept[drawn])))
-        if self._augmenter is None:
-            return self._as_it_is(row)
-        index = self._index.firsts[members[at]] + drawn
-        wording = self._augmenter.wording(row, seed=seed, epoch=epoch, index=index)
-        made = self._make(row, wording) if wording is not None else None
-        return made if made is not None and len(made.ids) <= self._max_length else self._as_it_is(row)
+        return _ReadRow(row, epoch, self._index.firsts[members[at]] + drawn)
+
+    def _example(self, seed: int, read: _ReadRow) -> Example:
+        if self._augmenter is not None:
+            wording = self._augmenter.wording(read.row, seed=seed, epoch=read.epoch, index=read.index)
+            made = self._make(read.row, wording) if wording is not None else None
+            if made is not None and len(made.ids) <= self._max_length:
+                return made
+        example = self._as_it_is(read.row)
+        # Status counts rows that are cut: each once, when the first epoch meets it.
+        return replace(example, truncated=False) if read.epoch and example.truncated else example
 
     def _as_it_is(self, row: Row) -> Example:
         return self._fit(row, self._make(row, None))

@@ -15,6 +15,7 @@ import numpy as np
 from olivine_api.finetunejob import LossOn, OnOverflow
 from olivine_api.reasons import Reason
 from olivine_trainer.data.rows import Row
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example, Pair
 
@@ -72,7 +73,13 @@ class Fitted:
 
 
 def fit_examples(
-    rows: Sequence[Row], make: Callable[[Row], Example], *, max_length: int, on_overflow: OnOverflow, source: str
+    rows: Sequence[Row],
+    make: Callable[[Row], Example],
+    *,
+    max_length: int,
+    on_overflow: OnOverflow,
+    source: str,
+    workers: Workers | None = None,
 ) -> Fitted:
     """Every row as an example of at most `max_length` tokens.
 
@@ -82,8 +89,11 @@ def fit_examples(
     """
     examples: list[Example] = []
     kept: list[Row] = []
-    for row in rows:
-        example = fit_example(row, make(row), max_length=max_length, on_overflow=on_overflow, source=source)
+
+    def fitted(row: Row) -> Example | None:
+        return fit_example(row, make(row), max_length=max_length, on_overflow=on_overflow, source=source)
+
+    for row, example in zip(rows, (workers or Workers()).map(fitted, rows), strict=True):
         if example is not None:
             examples.append(example)
             kept.append(row)
