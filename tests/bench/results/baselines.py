@@ -1,6 +1,6 @@
 """What the tuned model is held against on Banking77: TF-IDF with logistic regression, and the base model asked without training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ class Scored:
 
 def tfidf(splits: Splits) -> Scored:
     """Fit on the rows that the job trains on; its C is the one that does best on the validation rows."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415  (seconds, and only here)
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-    from sklearn.pipeline import FeatureUnion  # noqa: PLC0415
+    # Imported here, as below: each takes seconds, and the page needs neither.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import FeatureUnion
 
     features: Any = FeatureUnion(
         [
@@ -48,20 +49,23 @@ def tfidf(splits: Splits) -> Scored:
 
 def asked_plainly(splits: Splits, model: Path, *, sample: int, threads: int) -> Scored:
     """The base model without training: of all topics in words, the one that it finds most probable behind the prompt."""
-    import numpy as np  # noqa: PLC0415  (as above)
-    import torch  # noqa: PLC0415
+    import numpy as np
+    import torch
 
-    from olivine_trainer.evaluation.labels import make_scorer  # noqa: PLC0415
-    from olivine_trainer.modeling.example import Example  # noqa: PLC0415
-    from olivine_trainer.modeling.forward import can_split_head  # noqa: PLC0415
-    from olivine_trainer.modeling.loading import fitted_to, load_model, load_tokenizer  # noqa: PLC0415
-    from olivine_trainer.world.world import alone  # noqa: PLC0415
+    from olivine_trainer.evaluation.labels import make_scorer
+    from olivine_trainer.modeling.example import Example
+    from olivine_trainer.modeling.forward import can_split_head
+    from olivine_trainer.modeling.loading import fitted_to, load_model, load_tokenizer
+    from olivine_trainer.world.world import alone
 
     torch.set_num_threads(threads)
     uri = f"file://{model}"
     causal = load_model(model, uri, torch.float32)
     tokenizer = fitted_to(causal, load_tokenizer(model, uri))
-    encode: Callable[[str], list[int]] = lambda text: tokenizer.backend.encode(text, add_special_tokens=False)  # noqa: E731
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.backend.encode(text, add_special_tokens=False)
+
     topics = {row["topic"]: row["category"] for row in splits.train}
     answers = [ASKED_ANSWER.format(topic=topic) for topic in sorted(topics)]
     rows = by_hash(splits.test)[:sample]

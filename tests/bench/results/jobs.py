@@ -47,8 +47,9 @@ class Outcome:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**raw, "cost": Cost(**raw["cost"])})
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        cost = Cost(**raw.pop("cost"))
+        return cls(**raw, cost=cost)
 
 
 def manifest(name: str) -> dict[str, Any]:
