@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [_run_row(name, model, asked) for name in asked.rows]
     environment = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads a contestant, CPU only, fp32",
+        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads a contestant, CPU only, fp32",
         "load of the machine before": f"{load_before:.1f}",
         "versions": ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "accelerate", "trl")
@@ -103,7 +103,8 @@ def _run(contestant: str, load: Workload, threads: int) -> Run:
     return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the kernel has it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
