@@ -147,6 +147,7 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
         "task Summarization needs",
     ),
+    "metrics without rows": ({"data.validationFraction": None, "evaluation.metrics": [{"name": "f1"}]}, "no rows to measure on"),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
     "metrics without rows": (
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
@@ -242,6 +243,11 @@ RIGHT: dict[str, Json] = {
     },
     "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
+    "metrics of test rows alone": {
+        "data.validationFraction": None,
+        "data.test": {"uri": "s3://data/test.jsonl"},
+        "evaluation.metrics": [{"name": "accuracy"}],
+    },
     "rows made by threads": {"training.dataLoaderWorkers": 2},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
