@@ -147,7 +147,6 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
         "task Summarization needs",
     ),
-    "metrics without rows": ({"data.validationFraction": None, "evaluation.metrics": [{"name": "f1"}]}, "no rows to measure on"),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
     "metrics without rows": (
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},
