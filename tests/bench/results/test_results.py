@@ -57,7 +57,7 @@ def test_a_message_is_held_back_whatever_the_files_order(published: Path) -> Non
 
 def test_the_trainer_reads_the_slots_as_they_are_written(published: Path, tmp_path: Path) -> None:
     splits = nlupp(published / "nlupp-banking")
-    assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [32, 2, 6]
+    assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [34, 0, 6]
     extraction = parse_spec(manifest("nlupp-banking")["spec"]).data.extraction
     assert extraction is not None
     rows = [TrainerRow(number, dict(row)) for number, row in enumerate(splits.test, start=1)]
@@ -136,7 +136,7 @@ def test_the_page_says_what_was_kept_and_what_was_not() -> None:
 def test_slots_are_told_before_and_after() -> None:
     keys = ("testEntityF1", "testEntityPrecision", "testEntityRecall", "testMalformedAnswers")
     after, before = dict(zip(keys, (0.8, 0.9, 0.72, 1.0), strict=True)), dict(zip(keys, (0.0, 0.0, 0.0, 6.0), strict=True))
-    page = render(None, Slots(_outcome(after, before), trained_rows=100, test_rows=308, test_slots=150), {})
+    page = render(None, Slots(_outcome(after, before), trained_rows=100, seen_rows=80, test_rows=308, test_slots=150), {})
     assert "| SmolLM2-135M | 0.000 | 0.000 | 0.0 % (0.0 to 2.5) | 6 of 308 |" in page
     assert "| **tuned** | 0.800 | 0.900 | 72.0 % (64.3 to 78.6) | 1 of 308 |" in page
 
