@@ -70,7 +70,7 @@ def test_rows_of_data_test_and_benchmarks_are_measured_before_and_after(tiny_mod
 def test_metrics_may_be_of_the_test_rows_alone(tiny_model: Path, tmp_path: Path) -> None:
     """Where nothing is chosen by validation rows, none have to be held back."""
     alone = {"data__validationFraction": None, "data__stratifyBy": None, "evaluation__metrics": [{"name": "accuracy"}]}
-    with pytest.raises(ValidationError, match="data.validationFraction or data.test: there are no rows to measure on"):
+    with pytest.raises(ValidationError, match=r"data\.validationFraction or data\.test: there are no rows to measure on"):
         _job(tiny_model, tmp_path, **alone)
     snapshot = run_job(_job(tiny_model, tmp_path, data__test=_other_rows(tmp_path, "test"), **alone), tmp_path / "scratch").snapshot
     assert set(snapshot.baseline) == {"testLoss", "testAccuracy"}
