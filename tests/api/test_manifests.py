@@ -242,7 +242,7 @@ RIGHT: dict[str, Json] = {
     },
     "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
-    "rows made by threads": {"training.dataLoaderWorkers": 2},
+    "rows made by other processes": {"training.dataLoaderWorkers": 2},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},
