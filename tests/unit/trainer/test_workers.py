@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from olivine_api.data import Data
+from olivine_api.reasons import Reason
 from olivine_trainer.data.ahead import AHEAD, RowsAhead
 from olivine_trainer.data.batches import TrainingRows
 from olivine_trainer.data.grouping import GroupedRows
@@ -128,7 +129,7 @@ class Counted:
             self.made.append(step)
             self.changed.notify_all()
         if step == self.bad:
-            raise DataError("RowTooLong", f"of step {step}")
+            raise DataError(Reason.ROW_TOO_LONG, f"of step {step}")
         return []
 
     def wait_for(self, step: int) -> None:

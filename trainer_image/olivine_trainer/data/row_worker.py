@@ -1,8 +1,10 @@
 """`python -m olivine_trainer.data.row_worker`: makes examples for the process at the other end of its pipes, until its input ends.
 
-First comes a RowMaker, then one (method of it, arguments) after another; each is answered by a list, or by None where one of them failed.
+A RowMaker is what the rows that follow are made with; (method of it, arguments of several calls) is answered by a list, or by None where
+one of them failed.
 """
 
+import importlib
 import os
 import pickle
 import signal
@@ -19,9 +21,13 @@ def main() -> None:
     _import()
     questions = sys.stdin.buffer
     try:
-        maker = pickle.load(questions)  # (of our own process)
+        maker = None
         while True:
-            make, given = pickle.load(questions)
+            question = pickle.load(questions)  # (of our own process)
+            if not isinstance(question, tuple):
+                maker = question
+                continue
+            make, given = question
             try:
                 made = [make(maker, *one) for one in given]
             except Exception:  # noqa: BLE001  (done again by who asked, where it can be understood)
@@ -34,11 +40,8 @@ def main() -> None:
 
 def _import() -> None:
     """What takes long, before it is asked for; and where the code of a model's own tokenizer lies."""
-    from transformers.dynamic_module_utils import init_hf_modules  # noqa: PLC0415
-
-    from olivine_trainer.data import maker  # noqa: F401, PLC0415
-
-    init_hf_modules()
+    importlib.import_module("olivine_trainer.data.maker")
+    importlib.import_module("transformers.dynamic_module_utils").init_hf_modules()
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ class _Worker:
         command = [sys.executable, "-m", "olivine_trainer.data.row_worker"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._maker: bytes | None = None
+        self._gone = False
 
     def learns(self, maker: RowMaker) -> None:
         """It is told with the first rows."""
@@ -90,6 +91,8 @@ class _Worker:
 
     def made(self, make: Callable[..., Made], given: Sequence[tuple[Any, ...]]) -> list[Made] | None:
         """None where something went wrong with one of them, or the process is gone."""
+        if self._gone:
+            return None
         into, out = self._pipes
         try:
             if self._maker is not None:
@@ -98,10 +101,10 @@ class _Worker:
             pickle.dump((make, given), into)
             into.flush()
             return pickle.load(out)  # (of our own process)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            if self._process.poll() is None:
-                raise
-            warn(f"a process of training.dataLoaderWorkers is gone ({error!r}): its rows are made by the training process")
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):  # the last: an answer that ends within
+            self._gone = True
+            code = self._process.wait()
+            warn(f"a process of training.dataLoaderWorkers is gone (code {code}): its rows are made by the training process")
             return None
 
     def close(self) -> None:
