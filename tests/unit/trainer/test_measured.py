@@ -66,6 +66,20 @@ def test_rows_of_data_test_and_benchmarks_are_measured_before_and_after(tiny_mod
     assert len(published.samples) == 2, "samples are of the validation rows alone"
 
 
+def test_without_validation_rows_data_test_is_measured_all_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    job = _job(
+        tiny_model,
+        tmp_path,
+        data__validationFraction=None,
+        data__stratifyBy=None,
+        data__test=_other_rows(tmp_path, "test"),
+        evaluation__metrics=[{"name": "accuracy"}],
+    )
+    published = run_job(job, tmp_path / "scratch")
+    assert set(published.snapshot.baseline) == {"testLoss", "testAccuracy"}
+    assert published.snapshot.metrics["testLoss"] < published.snapshot.baseline["testLoss"]
+
+
 def test_what_is_measured_apart_is_the_same_on_two_ranks(tiny_model: Path, tmp_path: Path) -> None:
     """Seven rows over two ranks, in batches of two: one rank has a batch more, and no row counts twice."""
     test = _other_rows(tmp_path, "test", 7)

@@ -120,9 +120,14 @@ class Evaluator:
         free = [measure for measure in measures if measure.compare is not None and self._is_free(measure)]
         wanted = asked if chosen else asked[:samples]
         by_loss = rows.with_loss or any(measure.compare is None for measure in measures)
-        passes = _Passes(tick, by_loss + bool(wanted) + bool(free and asked))
-        metrics = self._loss(examples, measures, passes.next()) if by_loss else {}
-        answers = self._answers(wanted, passes.next()) if wanted else []
+        head = self.scorer if isinstance(self.scorer, HeadScorer) else None
+        at_once = head if by_loss and self.loss.likelihood and len(wanted) == len(examples) else None
+        passes = _Passes(tick, (by_loss and at_once is None) + bool(wanted) + bool(free and asked))
+        if at_once is not None:
+            answers, metrics = self._answers_and_loss(at_once, wanted, measures, passes.next())
+        else:
+            metrics = self._loss(examples, measures, passes.next()) if by_loss else {}
+            answers = self._answers(wanted, passes.next()) if wanted else []
         if wanted:
             metrics |= compared_by(chosen, wanted, answers)
         if free and asked:
@@ -139,6 +144,14 @@ class Evaluator:
         with self.autocast():
             return self.scorer.answers(examples, batch_size=self.batch_rows(), tick=tick, world=self.world)
 
+    def _answers_and_loss(
+        self, head: HeadScorer, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick
+    ) -> tuple[list[str], dict[str, float]]:
+        """Of a head: both in one pass."""
+        with self.autocast():
+            answers, loss = head.answers_and_loss(examples, batch_size=self.batch_rows(), tick=tick, world=self.world)
+        return answers, self._told(loss, measures)
+
     def _loss(self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick) -> dict[str, float]:
         with self.autocast():
             loss = mean_loss(
@@ -150,6 +163,10 @@ class Evaluator:
                 tick=tick,
                 world=self.world,
             )
+        return self._told(loss, measures)
+
+    def _told(self, loss: float, measures: Sequence[Measure]) -> dict[str, float]:
+        """The loss by its key, and perplexity where it is asked for."""
         found = {EVAL_LOSS: loss}
         if self.loss.likelihood and any(PERPLEXITY in measure.keys for measure in measures):
             found[PERPLEXITY] = math.exp(min(loss, _LARGEST_EXPONENT))

@@ -158,6 +158,7 @@ def set_up(
         trainable=resolved.trainable_parameters,
         precision=resolved.precision,
         headOnLearnedPositionsOnly=engine.loss.split_head,
+        packing=engine.packed,
         ranks=world.size,
         weightsHere=parameters if engine.shards is None else engine.shards.held,
     )
