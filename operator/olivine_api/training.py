@@ -143,8 +143,8 @@ class Training(ApiModel):
     """Auto: bf16 where the accelerator computes it, fp32 on CPU."""
     gradient_checkpointing: bool = False
     data_loader_workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Threads of each process that render and tokenise rows: all of them before training, and those of the coming steps beside it
-    where rows are made while training (data.streaming, data.augmentation). 0: the training thread does it. The batches are the same."""
+    """Further processes beside each training process that render and tokenise rows: all of them before training, and those of the coming
+    steps where rows are made while training (data.streaming, data.augmentation). 0: the training process does it. The batches are the same."""
     logging_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 0
     early_stopping: EarlyStopping | None = None

@@ -242,12 +242,12 @@ RIGHT: dict[str, Json] = {
     },
     "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
+    "rows made by other processes": {"training.dataLoaderWorkers": 2},
     "metrics of test rows alone": {
         "data.validationFraction": None,
         "data.test": {"uri": "s3://data/test.jsonl"},
         "evaluation.metrics": [{"name": "accuracy"}],
     },
-    "rows made by threads": {"training.dataLoaderWorkers": 2},
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},

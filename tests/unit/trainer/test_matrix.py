@@ -1,6 +1,5 @@
-"""The cells of the support matrix (see Cell.tested) train, are measured and published, or are refused with their sentence."""
+"""Every cell of the support matrix trains, is measured and publishes, or is refused with its sentence."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ def _mark(cell: Cell) -> Any:
     return pytest.param(cell, id=cell.name, marks=[] if cell.core else [pytest.mark.full])
 
 
-@pytest.mark.parametrize("cell", [_mark(cell) for cell in cells() if cell.tested])
+@pytest.mark.parametrize("cell", [_mark(cell) for cell in cells()])
 def test_a_cell_trains_or_is_refused_with_a_sentence(
     models: dict[str, Path], rows: Path, tmp_path: Path, ranks: Ranks, cell: Cell
 ) -> None:
@@ -89,17 +88,3 @@ def test_a_cell_trains_or_is_refused_with_a_sentence(
         assert snapshot.metrics["evalLoss"] != snapshot.baseline["evalLoss"]
     else:
         assert snapshot.metrics["evalLoss"] < snapshot.baseline["evalLoss"]
-
-
-def test_in_two_processes_every_pair_of_axes_meets() -> None:
-    """What docs/support-matrix.md says of the cells that follow."""
-    run = [cell for cell in cells() if cell.tested and cell.refusal is None and cell.distribution == "two processes"]
-    served = [cell for cell in cells() if cell.refusal is None and cell.distribution == "two processes"]
-    for pair in itertools.combinations(("family", "method", "task", "precision"), 2):
-
-        def values(found: list[Cell], pair: tuple[str, str] = pair) -> set[tuple[str, str]]:
-            return {(getattr(cell, pair[0]), getattr(cell, pair[1])) for cell in found}
-
-        assert values(run) == values(served), pair
-    by_method = {(cell.method, cell.task, cell.precision) for cell in served}
-    assert {(cell.method, cell.task, cell.precision) for cell in run} == by_method

@@ -1,5 +1,6 @@
-"""training.dataLoaderWorkers: rows are made by threads, ahead of the step that needs them, and not one byte is another."""
+"""training.dataLoaderWorkers: rows are made by other processes, ahead of the step that needs them, and not one byte is another."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from olivine_api.data import Data
+from olivine_api.reasons import Reason
 from olivine_trainer.data.ahead import AHEAD, RowsAhead
 from olivine_trainer.data.batches import TrainingRows
 from olivine_trainer.data.grouping import GroupedRows
@@ -19,7 +21,8 @@ from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.storage.ranges import LocalRange
-from tests.unit.trainer.faulty import SignalIn
+from tests.support.wait import wait_for
+from tests.unit.trainer.faulty import Held
 from tests.unit.trainer.ranks import Ranks
 from tests.unit.trainer.support import adapter_bytes, kill_in_step, make_job, run_job, tone_rows, write_rows
 
@@ -33,10 +36,17 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(rows: Path, tokenizer: Any, workers: int, **changes: Any) -> Prepared:
+@pytest.fixture(scope="module")
+def two() -> Iterator[Workers]:
+    workers = Workers(2)
+    yield workers
+    workers.close()
+
+
+def prepared(rows: Path, tokenizer: Any, workers: Workers, **changes: Any) -> Prepared:
     data = Data.model_validate({"train": {"uri": "file:///rows.jsonl"}, "template": TEMPLATE} | changes)
     loaded = load_rows(data, [LocalRange(rows)] if data.streaming else RowFiles.of(rows), None, seed=0)
-    return prepare_examples(data, loaded, tokenizer, stop_ids=frozenset({1}), workers=Workers(workers))
+    return prepare_examples(data, loaded, tokenizer, stop_ids=frozenset({1}), workers=workers)
 
 
 def same(some: Sequence[Example], others: Sequence[Example]) -> bool:
@@ -47,13 +57,13 @@ def same(some: Sequence[Example], others: Sequence[Example]) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_the_same_with_any_number_of_threads(tokenizer: Any, tmp_path: Path, kind: str) -> None:
+def test_batches_are_the_same_with_any_number_of_workers(two: Workers, tokenizer: Any, tmp_path: Path, kind: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(200))
-    alone = prepared(rows, tokenizer, 0, **KINDS[kind])
-    by_threads = prepared(rows, tokenizer, 3, **KINDS[kind])
-    assert by_threads.resolved == alone.resolved
-    assert same(by_threads.some, alone.some)
-    ahead = RowsAhead(GroupedRows(by_threads.train, total_steps=40), total_steps=40)
+    alone = prepared(rows, tokenizer, Workers(), **KINDS[kind])
+    by_workers = prepared(rows, tokenizer, two, **KINDS[kind])
+    assert by_workers.resolved == alone.resolved
+    assert same(by_workers.some, alone.some)
+    ahead = RowsAhead(GroupedRows(by_workers.train, total_steps=40), total_steps=40)
     plain = GroupedRows(alone.train, total_steps=40)
     # In turn, one step again (memory ran out), and from another place (as a resumed run does).
     for step in (0, 1, 2, 2, 3, 17, 18, 39):
@@ -61,33 +71,45 @@ def test_batches_are_the_same_with_any_number_of_threads(tokenizer: Any, tmp_pat
     ahead.close()
 
 
-def test_work_is_given_back_in_order_and_the_first_fault_is_raised() -> None:
-    before = set(threading.enumerate())
-    workers = Workers(3)
-    assert workers.map(lambda number: number * 2, range(1000)) == [number * 2 for number in range(1000)]
-
-    def make(number: int) -> int:
-        if number in (130, 131, 700):
-            raise ValueError(number)
-        return number
-
-    with pytest.raises(ValueError, match=r"^130$"):
-        workers.map(make, range(1000))
-    assert len(set(threading.enumerate()) - before) == 3
-    workers.close()
-    assert set(threading.enumerate()) <= before
-
-
-def test_a_row_that_is_too_long_is_told_the_same(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_row_that_is_too_long_is_told_the_same(two: Workers, tokenizer: Any, tmp_path: Path) -> None:
+    """The first of two such rows, as without workers."""
     rows = tone_rows(300)
     rows[150]["phrase"] = rows[280]["phrase"] = "ha " * 200
     path = write_rows(tmp_path / "rows.jsonl", rows)
     told: list[str] = []
-    for workers in (0, 2):
-        with pytest.raises(DataError, match="row 151 of data.train has") as caught:
+    for workers in (Workers(), two):
+        with pytest.raises(DataError, match=r"row 151 of data\.train has") as caught:
             prepared(path, tokenizer, workers, maxLength=64)
         told.append(caught.value.message)
     assert told[0] == told[1]
+
+
+def test_a_worker_that_is_gone_costs_no_row(tokenizer: Any, tmp_path: Path) -> None:
+    """Killed by the kernel for memory, say: the training process makes the rows itself."""
+    rows = write_rows(tmp_path / "rows.jsonl", tone_rows(200))
+    alone = prepared(rows, tokenizer, Workers(), streaming=True)
+    others = row_workers()
+    workers = Workers(1)
+    by_workers = prepared(rows, tokenizer, workers, streaming=True)
+    (pid,) = row_workers() - others
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    for step in range(3):
+        assert same(by_workers.train.batch(5, step, 7), alone.train.batch(5, step, 7))
+    workers.close()
+
+
+def row_workers(parent: int | None = None) -> set[int]:
+    """The processes that make rows for `parent`, default: for this one."""
+    found: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, fields = (folder / "cmdline").read_bytes(), (folder / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"olivine_trainer.data.row_worker" in command and int(fields[1]) == (parent or os.getpid()) and fields[0] != "Z":
+            found.add(int(folder.name))
+    return found
 
 
 class Counted:
@@ -107,7 +129,7 @@ class Counted:
             self.made.append(step)
             self.changed.notify_all()
         if step == self.bad:
-            raise DataError("RowTooLong", f"of step {step}")
+            raise DataError(Reason.ROW_TOO_LONG, f"of step {step}")
         return []
 
     def wait_for(self, step: int) -> None:
@@ -143,10 +165,10 @@ def changes(**more: Any) -> dict[str, Any]:
     return streamed | labels | {"training__groupByLength": True} | more
 
 
-def test_a_run_with_threads_ends_in_the_same_bytes_resumed_too(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_with_workers_ends_in_the_same_bytes_resumed_too(tiny_model: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(24))
     calm = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/a", **changes()), tmp_path / "1")
-    before = set(threading.enumerate())
+    before, others = set(threading.enumerate()), row_workers()
     job = make_job(tiny_model, rows, f"file://{tmp_path}/b", **changes(training__dataLoaderWorkers=2))
     kill_in_step(job, 5, tmp_path / "2")
     resumed = run_job(job, tmp_path / "3")
@@ -154,6 +176,7 @@ def test_a_run_with_threads_ends_in_the_same_bytes_resumed_too(tiny_model: Path,
     assert adapter_bytes(resumed) == adapter_bytes(calm)
     assert resumed.snapshot.curve == calm.snapshot.curve
     assert set(threading.enumerate()) <= before, "what was begun for the run has ended with it"
+    assert row_workers() == others
 
 
 @pytest.fixture
@@ -163,18 +186,26 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
     ranks.close()
 
 
-def test_sigterm_saves_and_ends_the_process_with_its_threads(ranks: Ranks, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
+def test_no_worker_outlives_its_process(ranks: Ranks, tiny_model: Path, tmp_path: Path, number: signal.Signals) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tone_rows(24))
     job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", **changes(training__dataLoaderWorkers=2))
-    asked = ranks.start(job, 1, faults={0: SignalIn(4, signal.SIGTERM)})[0]
-    assert asked.code() == 40, asked.log
-    assert asked.end().step == 4
+    held = Held(4, tmp_path / "go")
+    asked = ranks.start(job, 1, faults={0: held})[0]
+    wait_for("step 4", held.reached.exists, seconds=90)
+    assert asked.process.pid is not None
+    workers = row_workers(asked.process.pid)
+    assert len(workers) == 2
+    asked.kill(number)
+    held.go.touch()
+    assert asked.code() == (40 if number is signal.SIGTERM else -number), asked.log
+    wait_for("the workers are gone", lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=30)
     resumed = ranks.run(job, 1)[0].end().snapshot
     assert resumed is not None
-    assert resumed.resumed_from_step == 4
+    assert number is signal.SIGKILL or resumed.resumed_from_step == 4
 
 
-def test_a_wrong_row_that_a_thread_meets_while_training_is_the_datas_fault(ranks: Ranks, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_wrong_row_that_a_worker_meets_while_training_is_the_datas_fault(ranks: Ranks, tiny_model: Path, tmp_path: Path) -> None:
     # The first 64 rows are looked at before training.
     rows = write_rows(tmp_path / "rows.jsonl", [*tone_rows(96), {"phrase": "ha " * 99, "tone": "joy"}])
     ends: list[tuple[int, str, int | None]] = []

@@ -90,6 +90,7 @@ def set_up(
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
     trusted = spec.model.trust_remote_code
+    workers = Workers(spec.training.data_loader_workers)
     tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
     base = load_model(
         sources.model.folder,
@@ -101,7 +102,6 @@ def set_up(
     )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
-    workers = Workers(spec.training.data_loader_workers)
     start = time.monotonic()
     data = prepare_examples(
         spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec), workers=workers
