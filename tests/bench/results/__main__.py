@@ -115,7 +115,7 @@ def _environment(asked: argparse.Namespace) -> dict[str, str]:
     versions = ("torch", "transformers", "peft", "scikit-learn")
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads a training, CPU only, fp32",
+        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, CPU only, fp32",
         "load of the machine after": f"{os.getloadavg()[0]:.1f}",
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in versions)
         + f", Python {platform.python_version()}",

@@ -131,6 +131,7 @@ def test_the_page_says_what_was_kept_and_what_was_not() -> None:
     page = render(banking, None, {"machine": "here"})
     assert "| TF-IDF and logistic regression | 1,000 | 90.0 % (88.0 to 91.7) | 0.890 | 0.010 |" in page
     assert "- machine: here" in page
+    assert "## NLU++ banking: slots\nNot measured yet." in page
     assert page.count("NOT kept") == 0
     worse = replace(banking.outcome, saving_share=0.036, estimated_bytes=116 << 20)
     assert render(replace(banking, outcome=worse), None, {}).count("NOT kept") == 2
