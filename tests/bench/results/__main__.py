@@ -84,7 +84,14 @@ def _slots(work: Path, splits: Splits) -> Slots | None:
     outcome = _outcome(work / "nlupp-banking")
     if outcome is None:
         return None
-    return Slots(outcome, outcome.resolved["data"]["rows"], len(splits.test), sum(len(row["slots"]) for row in splits.test))
+    steps = manifest("nlupp-banking")["spec"]["training"]["maxSteps"]
+    return Slots(
+        outcome,
+        trained_rows=outcome.resolved["data"]["rows"],
+        seen_rows=steps * outcome.resolved["effectiveBatchSize"],
+        test_rows=len(splits.test),
+        test_slots=sum(len(row["slots"]) for row in splits.test),
+    )
 
 
 def _outcome(work: Path) -> Outcome | None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any, Self, TypeVar
 from ruamel.yaml import YAML
 
 HERE = Path(__file__).parent
+_LOOK_SECONDS = 2.0  # how often the cost is noted: what the last moments took is missed
 _T = TypeVar("_T")
 
 
@@ -69,21 +69,49 @@ def placed(job: Mapping[str, Any], *, model: Path, rows: Path, storage: Path) ->
 
 
 def run_job(job: Mapping[str, Any], *, scratch: Path, threads: int) -> Outcome:
-    """Train it to its end; one that was cut off goes on from its newest checkpoint. Raises SystemExit with its last words."""
+    """Train it to its end; one that was cut off goes on from its newest checkpoint, and what it took before counts.
+
+    Raises SystemExit with its last words.
+    """
     name = job["metadata"]["name"]
-    spec, log = scratch / f"{name}.json", scratch / f"{name}.log"
-    spec.write_text(json.dumps(job, indent=1))
+    spec, log, costs = (scratch / f"{name}.{end}" for end in ("json", "log", "costs"))
+    written = json.dumps(job, indent=1)
+    if not spec.exists() or spec.read_text() != written:
+        costs.unlink(missing_ok=True)  # of another job
+        spec.write_text(written)
     environ = os.environ | {"OLIVINE_CPU_LIMIT": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "olivine_trainer", "train", "--spec", str(spec)]
-
-    def train() -> int:
-        with log.open("w") as out:
-            return subprocess.run(command, env=environ, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
-
-    code, cost = priced(train, of=resource.RUSAGE_CHILDREN)
+    before = Cost(**json.loads(costs.read_text())) if costs.exists() else Cost(0.0, 0.0)
+    with log.open("a") as out:
+        process = subprocess.Popen(command, env=environ, stdout=out, stderr=subprocess.STDOUT)
+        cost, code = before, None
+        start = time.monotonic()
+        while code is None:
+            try:
+                code = process.wait(timeout=_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                cost = Cost(before.cpu_seconds + tree_cpu_seconds(process.pid), before.wall_seconds + time.monotonic() - start)
+                costs.write_text(json.dumps(asdict(cost)))
     if code != 0:
         raise SystemExit(f"{name} ended with exit code {code}; the end of its log {log}:\n{log.read_text()[-2000:]}")
     return outcome(Path(job["spec"]["storage"]["uri"].removeprefix("file://")), log, cost)
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """What a process, its descendants and those that it waited for have used so far."""
+    children: dict[int, list[int]] = {}
+    used: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile: its parent has its times
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+        used[int(path.parent.name)] = sum(map(int, fields[11:15]))
+    tree = [pid]
+    for member in tree:
+        tree += children.get(member, [])
+    return sum(used.get(member, 0) for member in tree) / os.sysconf("SC_CLK_TCK")
 
 
 def outcome(storage: Path, log: Path, cost: Cost) -> Outcome:
@@ -104,16 +132,11 @@ def outcome(storage: Path, log: Path, cost: Cost) -> Outcome:
     )
 
 
-def priced(work: Callable[[], _T], *, of: int = resource.RUSAGE_SELF) -> tuple[_T, Cost]:
-    """What it returns, and what it took: of this process, or (RUSAGE_CHILDREN) of those that it waits for."""
-    cpu, wall = _cpu_seconds(of), time.monotonic()
+def priced(work: Callable[[], _T]) -> tuple[_T, Cost]:
+    """What it returns, and what it took in this process."""
+    cpu, wall = time.process_time(), time.monotonic()
     made = work()
-    return made, Cost(cpu_seconds=_cpu_seconds(of) - cpu, wall_seconds=time.monotonic() - wall)
-
-
-def _cpu_seconds(of: int) -> float:
-    used = resource.getrusage(of)
-    return used.ru_utime + used.ru_stime
+    return made, Cost(cpu_seconds=time.process_time() - cpu, wall_seconds=time.monotonic() - wall)
 
 
 def _last(log: Path, name: str) -> float:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from olivine_api.finetunejob import parse_spec
 from olivine_trainer.data.extraction import written_rows
 from olivine_trainer.data.rows import Row as TrainerRow
 from tests.bench.results.baselines import Scored, tfidf
-from tests.bench.results.jobs import Cost, Outcome, manifest, outcome, placed
+from tests.bench.results.jobs import Cost, Outcome, manifest, outcome, placed, tree_cpu_seconds
 from tests.bench.results.report import Banking, Slots, interval, render
 from tests.bench.results.rows import Splits, banking77, nlupp
 
@@ -57,7 +60,7 @@ def test_a_message_is_held_back_whatever_the_files_order(published: Path) -> Non
 
 def test_the_trainer_reads_the_slots_as_they_are_written(published: Path, tmp_path: Path) -> None:
     splits = nlupp(published / "nlupp-banking")
-    assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [32, 2, 6]
+    assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [34, 0, 6]
     extraction = parse_spec(manifest("nlupp-banking")["spec"]).data.extraction
     assert extraction is not None
     rows = [TrainerRow(number, dict(row)) for number, row in enumerate(splits.test, start=1)]
@@ -136,9 +139,21 @@ def test_the_page_says_what_was_kept_and_what_was_not() -> None:
 def test_slots_are_told_before_and_after() -> None:
     keys = ("testEntityF1", "testEntityPrecision", "testEntityRecall", "testMalformedAnswers")
     after, before = dict(zip(keys, (0.8, 0.9, 0.72, 1.0), strict=True)), dict(zip(keys, (0.0, 0.0, 0.0, 6.0), strict=True))
-    page = render(None, Slots(_outcome(after, before), trained_rows=100, test_rows=308, test_slots=150), {})
+    page = render(None, Slots(_outcome(after, before), trained_rows=100, seen_rows=80, test_rows=308, test_slots=150), {})
     assert "| SmolLM2-135M | 0.000 | 0.000 | 0.0 % (0.0 to 2.5) | 6 of 308 |" in page
     assert "| **tuned** | 0.800 | 0.900 | 72.0 % (64.3 to 78.6) | 1 of 308 |" in page
+
+
+def test_a_cost_is_that_of_a_process_and_of_all_below_it() -> None:
+    """A worker's CPU is not its supervisor's until it ends; and a run that is cut off is never waited for."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\n"
+    shell = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\n{burn}print('done', flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "done\n"
+        assert 0.95 <= tree_cpu_seconds(parent.pid) < 5  # ticks are of 10 ms, and Python starts twice
+        assert tree_cpu_seconds(os.getpid()) >= tree_cpu_seconds(parent.pid)
+        parent.communicate("\n")
 
 
 def test_a_record_is_read_with_what_the_log_told_of_saving(tmp_path: Path) -> None:
