@@ -18,9 +18,10 @@ from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, load_rows, prepare_examples
 from olivine_trainer.data.rows import RowFiles
 from olivine_trainer.data.workers import Workers
-from olivine_trainer.errors import DataError
+from olivine_trainer.errors import ConfigurationError, DataError
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.storage.ranges import LocalRange
+from tests.support.models import make_tokenizer
 from tests.support.wait import wait_for
 from tests.unit.trainer.faulty import Held
 from tests.unit.trainer.ranks import Ranks
@@ -97,6 +98,14 @@ def test_a_worker_that_is_gone_costs_no_row(tokenizer: Any, tmp_path: Path) -> N
     for step in range(3):
         assert same(by_workers.train.batch(5, step, 7), alone.train.batch(5, step, 7))
     workers.close()
+
+
+def test_a_tokenizer_that_cannot_leave_its_process_is_told(two: Workers, tmp_path: Path) -> None:
+    own = make_tokenizer()
+    own.of_this_process = threading.Lock()
+    rows = write_rows(tmp_path / "rows.jsonl", tone_rows(4))
+    with pytest.raises(ConfigurationError, match=r"training\.dataLoaderWorkers is 2, but this model's tokenizer .*lock.*: write 0"):
+        prepared(rows, own, two)
 
 
 def row_workers(parent: int | None = None) -> set[int]:

@@ -7,13 +7,17 @@ from a training process inherits its locks, sockets and memory. A worker ends wh
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, BinaryIO, TypeVar
 
+from olivine_api.reasons import Reason
 from olivine_trainer.data.maker import RowMaker
+from olivine_trainer.errors import ConfigurationError
+from olivine_trainer.faults import first_line
 from olivine_trainer.reporting.logs import warn
 
 Made = TypeVar("Made")
@@ -28,6 +32,7 @@ class Workers:
     def __init__(self, count: int = 0) -> None:
         self.count = count
         self._maker: RowMaker | None = None
+        self._alone = threading.Lock()
         self._processes = [_Worker() for _ in range(count)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for process in self._processes:
@@ -39,10 +44,20 @@ class Workers:
         return ThreadPoolExecutor(self.count, thread_name_prefix="rows")
 
     def begin(self, maker: RowMaker) -> None:
-        """What all rows are made with, from now on."""
+        """What all rows are made with, from now on. Raises ConfigurationError for a tokenizer that stays in its process."""
         self._maker = maker
+        if not self.count:
+            return
+        try:
+            pickled = pickle.dumps(maker)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # as the tokenizer's class has it
+            raise ConfigurationError(
+                Reason.INVALID_SPEC,
+                f"training.dataLoaderWorkers is {self.count}, but this model's tokenizer cannot be handed to other processes"
+                f" ({first_line(error)}): write 0",
+            ) from None
         for process in self._processes:
-            process.learns(maker)
+            process.learns(pickled)
 
     def map(self, make: Callable[..., Made], given: Sequence[tuple[Any, ...]]) -> list[Made]:
         """`make`, a method of RowMaker, of each; in order. Raises what the first one raises that cannot be made, as a loop would."""
@@ -72,8 +87,10 @@ class Workers:
             made = worker.made(make, given)
         finally:
             self._idle.put(worker)
-        # What failed there is done again here, where the error is its own.
-        return made if made is not None else self._here(make, given)
+        if made is not None:
+            return made
+        with self._alone:  # what failed there is done again here, where the error is its own
+            return self._here(make, given)
 
 
 class _Worker:
@@ -85,9 +102,9 @@ class _Worker:
         self._maker: bytes | None = None
         self._gone = False
 
-    def learns(self, maker: RowMaker) -> None:
-        """It is told with the first rows."""
-        self._maker = pickle.dumps(maker)
+    def learns(self, maker: bytes) -> None:
+        """A pickled RowMaker; it is told with the next rows."""
+        self._maker = maker
 
     def made(self, make: Callable[..., Made], given: Sequence[tuple[Any, ...]]) -> list[Made] | None:
         """None where something went wrong with one of them, or the process is gone."""
