@@ -68,7 +68,7 @@ def render(banking: Banking | None, slots: Slots | None, environment: Mapping[st
         "```",
         "FOLDER has `banking77/train.csv` and `test.csv`, and `nlupp-banking/fold0.json` to `fold19.json`, as published; their rows are written to",
         "`.olivine/bench-results` and leave it no further. A run that is cut off goes on from its newest checkpoint when the command is",
-        'repeated; `BENCH="--only PART …"` measures parts anew and takes the others from there. Another data set or model: copy a manifest, put in its URIs.',
+        'repeated; `BENCH="--only PART …"` measures parts anew, takes the others from there, and with no PART writes the page alone. Another data set or model: copy a manifest, put in its URIs.',
     ]
     return "\n".join(lines) + "\n"
 
