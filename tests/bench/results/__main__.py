@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder with banking77/ and nlupp-banking/")
     parser.add_argument("--model", type=Path, help="a folder in Hugging Face layout (default: the embedded cluster's base model)")
     parser.add_argument(
-        "--only", nargs="+", default=PARTS, choices=PARTS, help="measure these; the page takes the others from --work"
+        "--only",
+        nargs="*",
+        default=PARTS,
+        metavar="PART",
+        help=f"measure these of {', '.join(PARTS)}; the page takes the others from --work",
     )
     parser.add_argument("--asked", type=int, default=150, help="test rows that the base model is asked plainly")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of a training")
