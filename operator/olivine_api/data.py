@@ -192,7 +192,7 @@ class Data(ApiModel):
             message="data.train.split with data.streaming must name whole splits: leave the slice out, or data.streaming",
         ),
         Rule(
-            cel="!(self.packing && has(self.template.pair))",
+            cel="!(has(self.packing) && self.packing && has(self.template.pair))",
             holds=lambda d: not (d.packing and d.template.pair is not None),
             message="data.packing is not for data.template.pair, whose rows are compared whole: leave data.packing out",
         ),
@@ -241,7 +241,10 @@ class Data(ApiModel):
     """Tokens a row may have, its stop token included."""
     on_overflow: OnOverflow = OnOverflow.FAIL
     """Truncate cuts a prompt at its start and never the completion; status.resolved.data counts what happened."""
-    packing: bool = False
-    """Lay the rows of a micro-batch into common sequences, isolated from one another: the same training without padding."""
+    packing: bool | None = None
+    """Lay the rows of a micro-batch into common sequences, isolated from one another: the same training without padding.
+
+    Absent: where the model keeps them apart, and the loss is built in and over tokens.
+    """
     clean: Clean | None = None
     augmentation: Annotated[list[Augmentation], Field(max_length=16)] | None = None

@@ -272,11 +272,6 @@ class FineTuneJobSpec(ApiModel):
             message="metric perplexity needs a built-in loss: eval_loss is that of your own class, no likelihood; leave the metric out",
         ),
         Rule(
-            cel=f"!{_OWN_LOSS} || !self.data.packing",
-            holds=lambda s: not _own_loss(s) or not s.data.packing,
-            message="data.packing needs a built-in loss: a class of your own sees one row at a time; write packing: false",
-        ),
-        Rule(
             cel=f"!has(self.evaluation.everySteps) || {_HAS_VALIDATION}",
             holds=lambda s: s.evaluation.every_steps is None or _has_validation(s),
             message="evaluation.everySteps needs data.validation or data.validationFraction: there are no rows to evaluate on",
@@ -292,7 +287,7 @@ class FineTuneJobSpec(ApiModel):
             message="training.earlyStopping needs evaluation.everySteps: it follows the evaluations",
         ),
         Rule(
-            cel="!(self.data.packing && has(self.training.loss) && has(self.training.loss.configMap))",
+            cel="!(has(self.data.packing) && self.data.packing && has(self.training.loss) && has(self.training.loss.configMap))",
             holds=lambda s: not (s.data.packing and s.training.loss is not None and s.training.loss.config_map is not None),
             message="data.packing is not for a loss of your own, which sees whole rows: leave data.packing out, or write a built-in loss",
             field_path=".data.packing",

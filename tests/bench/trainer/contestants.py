@@ -36,6 +36,8 @@ class Run:
     peak_bytes: int = 0
     losses: list[float] = field(default_factory=list)
     """Of every step."""
+    saving_share: float | None = None
+    """Time that training stood still for checkpoints, over the time of its steps; Olivine's alone."""
 
     def start(self) -> None:
         """After the first step."""
@@ -86,7 +88,14 @@ def olivine(load: Workload, scratch: Path) -> Run:
 
     train(job, claim, sources, board=board, stop=StopFlag(), scratch=scratch)
     run.losses = [point.train_loss or 0.0 for point in board.curve]
+    run.saving_share = _saving_share(scratch / "runs")
     return run
+
+
+def _saving_share(runs: Path) -> float:
+    """As the attempt's last event of a checkpoint tells it."""
+    lines = [line for path in sorted(runs.rglob("events-*.jsonl")) for line in path.read_text().splitlines()]
+    return [event["share"] for event in map(json.loads, lines) if event["event"] == "CheckpointSaved"][-1]
 
 
 def transformers_trainer(load: Workload, scratch: Path) -> Run:
@@ -111,8 +120,8 @@ def trl_trainer(load: Workload, scratch: Path) -> Run:
     model, tokenizer, rows = _peft_model(load, scratch)
     run = Run("TRL SFTTrainer")
     shared = _arguments(load, scratch)
-    own: dict[str, Any] = {"gradient_checkpointing": False, "max_length": PACK_TOKENS if load.packed else None}
-    if load.packed:
+    own: dict[str, Any] = {"gradient_checkpointing": False, "max_length": PACK_TOKENS if load.packing else None}
+    if load.packing:
         own |= {"packing": True, "completion_only_loss": True}
         # Olivine packs the rows of a step; TRL's batch size is of packs: as many as hold as many tokens.
         tokens = sum(len(row["input_ids"]) for row in rows) / load.steps
@@ -145,7 +154,7 @@ def _peft_model(load: Workload, scratch: Path) -> tuple[Any, Any, list[dict[str,
     from olivine_trainer.reporting.board import Board
 
     tokenizer = AutoTokenizer.from_pretrained(load.model)
-    job = replace(load, packed=False).job(Path("/unused"))
+    job = replace(load, packing=False).job(Path("/unused"))
     loaded = fetch_sources(job, {}, scratch, Board(None)).rows
     drawn = prepare_examples(job.spec.data, loaded, tokenizer, stop_ids=frozenset({tokenizer.eos_token_id})).train
     examples = [example for step in range(load.steps) for example in drawn.batch(SEED, step, load.batch)]

@@ -75,9 +75,18 @@ class Evaluator:
         """Everything that is measured, and whether lower is better."""
         return {key: lower for rows in self._sets() for key, lower in rows.keys.items()}
 
+    @property
+    def validation_keys(self) -> list[str]:
+        """What is measured of the validation rows: what may decide while training."""
+        return list(self._of_validation.keys)
+
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
         return self._loss(self.examples, self.metrics, tick)
+
+    def validation_only(self, tick: Tick) -> dict[str, float]:
+        """All metrics of the validation rows; no sample answers, and nothing of the other rows."""
+        return self._measured(self._of_validation, tick, samples=0)[0]
 
     def everything(self, tick: Tick) -> Evaluated:
         """All metrics and the sample answers; the answers that metrics need serve as samples too."""
@@ -92,8 +101,12 @@ class Evaluator:
             samples = answers[: self.samples] if validation else samples
         return Evaluated(metrics=found, answers=samples)
 
+    @property
+    def _of_validation(self) -> RowSet:
+        return RowSet("", self.examples, self.metrics)
+
     def _sets(self) -> list[RowSet]:
-        return [rows for rows in (RowSet("", self.examples, self.metrics), *self.others) if rows.examples]
+        return [rows for rows in (self._of_validation, *self.others) if rows.examples]
 
     def sample_examples(self) -> list[Example]:
         """The rows that `Evaluated.answers` belong to."""

@@ -84,7 +84,7 @@ class Engine:
     effective_batch: int
     pad_id: int
     packed: bool = False
-    """Rows of a micro-batch share sequences (data.packing)."""
+    """Rows of a micro-batch may share sequences (data.packing)."""
     shards: Shards | None = None
     """Where the model is divided among the ranks: `method` and `loss` are then its face's, which has weights inside `whole` only."""
 
@@ -245,7 +245,8 @@ def build_engine(
     else:
         _require_divisible(training, accelerator)
     split_head = can_split_head(base)
-    if spec.data.packing and not keeps_rows_apart(base):
+    packed = spec.data.packing is not False and own_loss is None and keeps_rows_apart(base)
+    if spec.data.packing and not packed:
         raise ConfigurationError(
             Reason.MODEL_UNSUPPORTED,
             f"data.packing is true, but {type(base).__name__} lets packed rows see one another: leave data.packing out",
@@ -276,7 +277,7 @@ def build_engine(
         training=training,
         effective_batch=effective_batch,
         pad_id=pad_id,
-        packed=spec.data.packing,
+        packed=packed,
         shards=shards,
     )
 

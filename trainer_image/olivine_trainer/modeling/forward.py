@@ -47,14 +47,16 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], pad_id: int, device: torch.device, *, packed: bool = False) -> Batch:
-    """Pad rows on the right and list what is learned. `packed`: several rows in a sequence, see `packing`."""
+    """Pad rows on the right and list what is learned. `packed`: several rows in a sequence where that costs less, see `packing`."""
     pairs = [example.pair for example in examples if example.pair is not None]
     if pairs:
         left = collate([replace(example, pair=None) for example in examples], pad_id, device)
         right = collate([Example(pair.right, np.zeros(len(pair.right), np.bool_), 0) for pair in pairs], pad_id, device)
         labels = torch.tensor([pair.label for pair in pairs], dtype=torch.float32, device=device)
         return replace(left, right=right, pair_labels=labels, tokens=left.tokens + right.tokens)
-    groups = bins([len(example.ids) for example in examples]) if packed else [[row] for row in range(len(examples))]
+    groups = bins([len(example.ids) for example in examples]) if packed else []
+    if len(groups) in (0, len(examples)):
+        groups, packed = [[row] for row in range(len(examples))], False
     width = max(sum(len(examples[row].ids) for row in group) for group in groups)
     ids = np.full((len(groups), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(groups), width), dtype=np.int64)

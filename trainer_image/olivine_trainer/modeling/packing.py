@@ -4,25 +4,37 @@ A row's place numbers start over at 0. transformers reads them where it gets no 
 another row. A model that does not is found by trying, and refused.
 """
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-# Attention is computed over the whole sequence, other rows' masked tokens included: beyond so many, padding is cheaper.
-_WIDTH = 512
+# Attention is computed over the whole sequence, other rows' masked tokens included: that many more of them cost a token as much
+# as all its matrix products do. Six times the hidden size, by the usual count of 12 hidden^2 weights a layer; small models' is taken.
+_DOUBLED_AT = 3072
 _TOLERANCE = 1e-3  # of the largest logit: rounding is far below, a row that is seen by another far above
 
 
 def bins(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows by sequence: the longest first, each to the shortest sequence so far; as many sequences as the width asks for."""
-    count = -(-sum(lengths) // max(_WIDTH, *lengths))
-    filled: list[tuple[int, list[int]]] = [(0, []) for _ in range(count)]
+    """Rows by sequence, into as many sequences of one width as cost least: few tokens of padding, little attention in vain."""
+    counts = {max(1, len(lengths) * parts // 8) for parts in range(1, 9)} | set(range(1, min(8, len(lengths)) + 1))
+    return min((_divided(lengths, count) for count in sorted(counts)), key=lambda groups: _cost(lengths, groups))
+
+
+def _divided(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The longest first, each to the shortest sequence so far."""
+    filled: list[tuple[int, int, list[int]]] = [(0, index, []) for index in range(count)]
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        shortest = min(range(count), key=lambda index: (filled[index][0], index))
-        taken, members = filled[shortest]
-        filled[shortest] = (taken + lengths[row], [*members, row])
-    return [members for _, members in filled if members]
+        taken, index, members = filled[0]
+        heapq.heapreplace(filled, (taken + lengths[row], index, [*members, row]))
+    return [members for _, _, members in sorted(filled, key=lambda sequence: sequence[1]) if members]
+
+
+def _cost(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
+    """Of a forward, in matrix products of a token."""
+    width = max(sum(lengths[row] for row in group) for group in groups)
+    return len(groups) * width * (1 + width / _DOUBLED_AT)
 
 
 @torch.no_grad()
