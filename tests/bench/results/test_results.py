@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_an_interval_is_wilsons() -> None:
     assert interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
-def _outcome(metrics: dict[str, float], baseline: dict[str, float]) -> Outcome:
+def _outcome(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Outcome:
     return Outcome(
         resolved={"data": {"rows": 100, "tokens": 1234}, "trainableParameters": 5000},
         baseline=baseline,
