@@ -139,8 +139,11 @@ def test_the_page_says_what_was_kept_and_what_was_not() -> None:
 
 
 def test_slots_are_told_before_and_after() -> None:
-    keys = ("testEntityF1", "testEntityPrecision", "testEntityRecall", "testMalformedAnswers")
-    after, before = dict(zip(keys, (0.8, 0.9, 0.72, 1.0), strict=True)), dict(zip(keys, (0.0, 0.0, 0.0, 6.0), strict=True))
+    keys = ("EntityF1", "EntityPrecision", "EntityRecall", "MalformedAnswers")
+    after, before = (
+        {f"test{key}": value for key, value in zip(keys, values, strict=True)}
+        for values in ((0.8, 0.9, 0.72, 1.0), (0.0, 0.0, 0.0, 6.0))
+    )
     page = render(None, Slots(_outcome(after, before), trained_rows=100, seen_rows=80, test_rows=308, test_slots=150), {})
     assert "| SmolLM2-135M | 0.000 | 0.000 | 0.0 % (0.0 to 2.5) | 6 of 308 |" in page
     assert "| **tuned** | 0.800 | 0.900 | 72.0 % (64.3 to 78.6) | 1 of 308 |" in page
