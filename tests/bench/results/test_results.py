@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_an_interval_is_wilsons() -> None:
     assert interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
-def _outcome(metrics: dict[str, float], baseline: dict[str, float]) -> Outcome:
+def _outcome(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> Outcome:
     return Outcome(
         resolved={"data": {"rows": 100, "tokens": 1234}, "trainableParameters": 5000},
         baseline=baseline,
@@ -116,10 +117,10 @@ def _banking(accuracy: float) -> Banking:
 @pytest.mark.parametrize(
     ("accuracy", "says"),
     [
-        (0.95, "Against TF-IDF the tuned model wins: +5.0 points, more than chance"),
-        (0.85, "Against TF-IDF the tuned model loses: -5.0 points, more than chance"),
-        (0.91, "wins: +1.0 points, which so many rows cannot tell from chance"),
-        (0.9, "ties"),
+        (0.95, "Against TF-IDF the tuned model wins: +5.0 points, where chance explains 2.3"),
+        (0.85, "Against TF-IDF the tuned model loses: -5.0 points, where chance explains 2.9"),
+        (0.91, "neither wins nor loses: +1.0 points, where chance explains 2.6"),
+        (0.9, "at 100 times its CPU"),
     ],
 )
 def test_the_page_says_who_wins(accuracy: float, says: str) -> None:
@@ -138,8 +139,11 @@ def test_the_page_says_what_was_kept_and_what_was_not() -> None:
 
 
 def test_slots_are_told_before_and_after() -> None:
-    keys = ("testEntityF1", "testEntityPrecision", "testEntityRecall", "testMalformedAnswers")
-    after, before = dict(zip(keys, (0.8, 0.9, 0.72, 1.0), strict=True)), dict(zip(keys, (0.0, 0.0, 0.0, 6.0), strict=True))
+    keys = ("EntityF1", "EntityPrecision", "EntityRecall", "MalformedAnswers")
+    after, before = (
+        {f"test{key}": value for key, value in zip(keys, values, strict=True)}
+        for values in ((0.8, 0.9, 0.72, 1.0), (0.0, 0.0, 0.0, 6.0))
+    )
     page = render(None, Slots(_outcome(after, before), trained_rows=100, seen_rows=80, test_rows=308, test_slots=150), {})
     assert "| SmolLM2-135M | 0.000 | 0.000 | 0.0 % (0.0 to 2.5) | 6 of 308 |" in page
     assert "| **tuned** | 0.800 | 0.900 | 72.0 % (64.3 to 78.6) | 1 of 308 |" in page
