@@ -84,7 +84,7 @@ def test_a_row_that_is_too_long_is_told_the_same(tokenizer: Any, tmp_path: Path)
     path = write_rows(tmp_path / "rows.jsonl", rows)
     told: list[str] = []
     for workers in (0, 2):
-        with pytest.raises(DataError, match="row 151 of data.train has") as caught:
+        with pytest.raises(DataError, match=r"row 151 of data\.train has") as caught:
             prepared(path, tokenizer, workers, maxLength=64)
         told.append(caught.value.message)
     assert told[0] == told[1]
