@@ -78,7 +78,8 @@ class EarlyStopping(ApiModel):
 
     metric: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "eval_loss"
     """One of the validation rows: eval_loss, or a name of evaluation.metrics. Those of data.test and benchmarks are for gates."""
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None
+    """Default: min where lower is better (losses, perplexity, malformedAnswers, a class with lower_is_better), max elsewhere."""
     patience: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Evaluations without an improvement."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0

@@ -32,12 +32,12 @@ def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", tone_rows(24))
 
 
-def after(values: list[float | None], **asked: Any) -> Any:
+def after(values: list[float | None], *, lower: bool = True, **asked: Any) -> Any:
     from olivine_trainer.loop.stopping import Stopping
 
     state = Stopping()
     for step, value in enumerate(values, start=1):
-        state = state.after(step, value, EarlyStopping(**asked))
+        state = state.after(step, value, EarlyStopping(**asked), lower=lower)
     return state
 
 
@@ -45,6 +45,9 @@ CASES: dict[str, tuple[list[float | None], dict[str, Any], tuple[int, int]]] = {
     "falls": ([3.0, 2.0, 1.0], {}, (3, 0)),
     "rises": ([1.0, 2.0, 3.0], {}, (1, 2)),
     "rises, wanted": ([1.0, 2.0, 3.0], {"mode": "max"}, (3, 0)),
+    "rises, better when higher": ([1.0, 2.0, 3.0], {"lower": False}, (3, 0)),
+    "falls, better when higher": ([3.0, 2.0, 1.0], {"lower": False}, (1, 2)),
+    "falls, wanted": ([3.0, 2.0, 1.0], {"lower": False, "mode": "min"}, (3, 0)),
     "stays": ([1.0, 1.0], {}, (1, 1)),
     "too little": ([1.0, 0.95, 0.91], {"min_delta": 0.1}, (1, 2)),
     "enough in sum": ([1.0, 0.95, 0.89], {"min_delta": 0.1}, (3, 0)),
@@ -58,7 +61,7 @@ def test_patience_counts_evaluations_without_an_improvement(case: str) -> None:
     values, asked, expected = CASES[case]
     state = after(values, **asked)
     assert (state.best_step, state.worse) == expected
-    assert state.over(EarlyStopping(patience=2, **asked)) == (expected[1] >= 2)
+    assert state.over(EarlyStopping(patience=2)) == (expected[1] >= 2)
 
 
 def evaluations(published: Published) -> dict[int, float]:
@@ -108,7 +111,7 @@ def test_without_an_evaluation_the_last_weights_are_published(tiny_model: Path, 
 def test_a_metric_of_answers_is_followed_too(tiny_model: Path, rows: Path, tmp_path: Path, metric: str, key: str) -> None:
     changes = STOPPING | {
         "evaluation__metrics": [{"name": metric}],
-        "training__earlyStopping": {"metric": metric, "mode": "max", "patience": 1, "minDelta": 1.5},
+        "training__earlyStopping": {"metric": metric, "patience": 1, "minDelta": 1.5},
     }
     board = Board(None)
     published = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/runs", **changes), tmp_path / "scratch", board=board)

@@ -20,9 +20,12 @@ class Stopping(StatusModel):
     worse: int = Field(default=0, ge=0)
     """Evaluations since the best one."""
 
-    def after(self, step: int, value: float | None, asked: EarlyStopping) -> "Stopping":
-        """With one more evaluation; one that gave no number (NaN, infinite) is no improvement."""
-        if value is None or not self._improved_by(value, asked):
+    def after(self, step: int, value: float | None, asked: EarlyStopping, *, lower: bool) -> "Stopping":
+        """With one more evaluation; one that gave no number (NaN, infinite) is no improvement.
+
+        `lower`: whether the metric is better when lower, which `mode` overrides.
+        """
+        if value is None or not self._improved_by(value, asked, lower=lower):
             return self.model_copy(update={"worse": self.worse + 1})
         return Stopping(best=value, best_step=step)
 
@@ -30,10 +33,11 @@ class Stopping(StatusModel):
         """Whether patience is at its end."""
         return self.worse >= asked.patience
 
-    def _improved_by(self, value: float, asked: EarlyStopping) -> bool:
+    def _improved_by(self, value: float, asked: EarlyStopping, *, lower: bool) -> bool:
         if self.best is None:
             return True
-        gain = self.best - value if asked.mode == "min" else value - self.best
+        falls = lower if asked.mode is None else asked.mode == "min"
+        gain = self.best - value if falls else value - self.best
         return gain > asked.min_delta
 
 

@@ -306,7 +306,9 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
 def _judge(run: Run, done: Progressed, asked: EarlyStopping, metrics: dict[str, float]) -> Progressed:
     """Early stopping: keep the weights where they are the best so far, count where they are not."""
     name = metric_of(asked)
-    done = done.model_copy(update={"stopping": done.stopping.after(done.step, metrics.get(name), asked)})
+    done = done.model_copy(
+        update={"stopping": done.stopping.after(done.step, metrics.get(name), asked, lower=run.evaluator.keys[name])}
+    )
     if done.stopping.best_step == done.step:
         run.scratch.mkdir(parents=True, exist_ok=True)  # no checkpoint has been written there yet
         with run.engine.whole(CPU):
