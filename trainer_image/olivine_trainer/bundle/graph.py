@@ -52,6 +52,7 @@ class _Surgeon:
         self._graph = graph
         self._projection = projection
         self._slot = slot
+        self._path = (projection.name or "").rpartition("/")[0]
         # A symbol for each slot: where two slots shared one, onnxruntime would reuse the buffer of one rank for another.
         self._rank = f"{slot.name}.rank"
 
@@ -84,14 +85,11 @@ class _Surgeon:
     def _behind(self) -> ir.Value:
         """What the projection gives in the end: behind LoRA, and behind its bias where it has one."""
         value = self._projection.outputs[0]
-        while len(users := [user for user, _ in value.uses()]) == 1 and users[0].op_type == "Add":
-            (add,) = users
-            others = [other for other in add.inputs if other is not None and other is not value]
-            own = (add.name or "").startswith("/".join(["", *self._slot.projection.split(".")]).replace("/model/layers/", "/model/layers."))
-            if not own and not any(other.is_initializer() and not other.is_graph_input() for other in others):
-                break
-            value = add.outputs[0]
-        return value
+        while True:
+            own = [user for user, _ in value.uses() if user.op_type == "Add" and (user.name or "").startswith(f"{self._path}/")]
+            if not own:
+                return value
+            value = own[0].outputs[0]
 
     def _input(self, name: str, shape: tuple[int | str, ...]) -> ir.Value:
         """A graph input whose default, an initializer of rank 0, is no adapter."""
@@ -102,7 +100,7 @@ class _Surgeon:
         return value
 
     def _node(self, op: str, inputs: list[ir.Value], part: str, attributes: dict[str, Any] | None = None) -> ir.Value:
-        name = f"/{self._slot.name.replace('.', '/')}/{part}"
+        name = f"{self._path}/{self._slot.kind}/{part}"
         node = ir.node(op, inputs, attributes or {}, name=name)
         node.outputs[0].name = f"{name}/output_0"
         self._graph.append(node)

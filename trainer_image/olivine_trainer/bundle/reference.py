@@ -1,8 +1,7 @@
 """PyTorch's own answers: the fp32 base, and adapters as peft or the trainer puts them on."""
 
 import copy
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,17 @@ class Reference:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
-    @contextmanager
-    def adapted(self, adapter: Path) -> Generator[Any]:
-        """The base with an adapter on it; the base itself stays as it was."""
+    def adapted(self, adapter: Path) -> Any:
+        """A model with an adapter on it, that shares the base's weights; the base itself stays as it is."""
         if (adapter / BOTTLENECK).is_file():
             from olivine_trainer.methods.adapter import put_on_adapter  # noqa: PLC0415
 
             method = put_on_adapter(_shallow(self.model), bottleneck_of(adapter), seed=0)
             method.load_weights(adapter / WEIGHTS)
-            yield method.causal.eval()
-            return
+            return method.causal.eval()
         from peft import PeftModel  # noqa: PLC0415
 
-        peft: Any = PeftModel.from_pretrained(self.model, str(adapter))
-        try:
-            yield peft.eval()
-        finally:
-            peft.unload()
+        return PeftModel.from_pretrained(_shallow(self.model), str(adapter)).eval()
 
 
 def _shallow(model: Any) -> Any:
