@@ -119,7 +119,7 @@ def _pairs(found: Mapping[str, Floats]) -> dict[str, tuple[Floats, Floats]]:
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank), with the module's own alpha; the rank is the matrices' own, whatever rank_pattern says."""
-    from peft.utils import get_pattern_key  # noqa: PLC0415
+    from peft.utils.other import get_pattern_key  # noqa: PLC0415
 
     said = config.get("rank_pattern") or {}
     meant = said.get(get_pattern_key(said.keys(), module), config.get("r"))

@@ -42,7 +42,12 @@ class Verifier:
         self.prompts = [self._encode(prompt) for prompt in asked.prompts or _PROMPTS]
         self._stops = stop_tokens(shipped)
         self._base = self._expect(reference.model)
-        self.base = self._prove(self._base, None)
+        try:
+            self.base = self._prove(self._base, None)
+        except RuntimeError as error:
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED, f"onnxruntime cannot run the base's graph ({' '.join(str(error).split())[:300]}): take another model"
+            ) from None
 
     def check_base(self) -> None:
         """Raises ModelError where the graph without an adapter is not the base: then nothing on it can be."""
