@@ -49,7 +49,7 @@ class OnnxModel:
         return genai.Generator(self._model, parameters)
 
     def activate(self, generator: Any, adapter: str | None) -> float:
-        """Let a generator use an adapter, or, with None, nothing; returns the microseconds. A fresh generator uses none."""
+        """Let a generator use an adapter, or, with None, nothing; returns the microseconds of the call. A fresh generator uses none."""
         name = adapter or BASE
         self.load(name)
         start = time.perf_counter()
