@@ -12,7 +12,8 @@ def make_peft(model: Path, folder: Path, *, seed: int = 1, spread: float = 0.2, 
 
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(model)
-    peft: Any = get_peft_model(base, LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **config}))
+    settings: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **config}
+    peft: Any = get_peft_model(base, LoraConfig(**settings))
     with torch.no_grad():
         for parameter in peft.parameters():
             if parameter.requires_grad:

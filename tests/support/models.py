@@ -62,7 +62,9 @@ def make_tiny(family: str, folder: Path, **changes: Any) -> Path:
 
     config_name, model_name, sizes = FAMILIES[family]
     torch.manual_seed(7)
-    config = getattr(transformers, config_name)(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1, **(sizes | changes))
+    config = getattr(transformers, config_name)(
+        vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1, **(sizes | changes)
+    )
     getattr(transformers, model_name)(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

@@ -41,7 +41,10 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Mixed ranks, alphas, targets, scalings and kinds."""
     root = tmp_path_factory.mktemp("adapters")
-    patterns: dict[str, Any] = {"rank_pattern": {"down_proj": 3, r"layers\.1\.self_attn\.q_proj": 5}, "alpha_pattern": {"q_proj": 7}}
+    patterns: dict[str, Any] = {
+        "rank_pattern": {"down_proj": 3, r"layers\.1\.self_attn\.q_proj": 5},
+        "alpha_pattern": {"q_proj": 7},
+    }
     return {
         "attention": make_peft(model, root / "attention", r=8, lora_alpha=16, target_modules=_ATTENTION),
         "everything": make_peft(model, root / "everything", seed=2, r=16, use_rslora=True, target_modules=_ALL, **patterns),
@@ -194,7 +197,9 @@ def _rewrite(bundle: Path, **changes: Any) -> None:
 
 
 def _exchange_adapter(bundle: Path) -> None:
-    write_adapter(adapter_path(bundle, "houlsby"), {"another.graph": next(iter(read_adapter(adapter_path(bundle, "houlsby")).values()))})
+    write_adapter(
+        adapter_path(bundle, "houlsby"), {"another.graph": next(iter(read_adapter(adapter_path(bundle, "houlsby")).values()))}
+    )
     _rewrite(bundle)
 
 
@@ -209,7 +214,10 @@ def _forget_a_slot(bundle: Path) -> None:
         (_flip, "model.onnx.data is damaged"),
         (lambda bundle: (bundle / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "has no manifest.json"),
-        (lambda bundle: (bundle / "adapters/more.onnx_adapter").write_bytes(b"x"), "adapters/more.onnx_adapter is not in manifest.json"),
+        (
+            lambda bundle: (bundle / "adapters/more.onnx_adapter").write_bytes(b"x"),
+            "adapters/more.onnx_adapter is not in manifest.json",
+        ),
         (_exchange_adapter, "houlsby.onnx_adapter has nothing for"),
         (_forget_a_slot, "model.onnx has no slot"),
     ],
@@ -221,7 +229,9 @@ def test_a_damaged_bundle_is_refused(damage: Callable[[Path], Any], sentence: st
         check_bundle(bundle)
 
 
-def test_the_command_verifies_and_refuses_a_wrong_base(built: tuple[Path, BundleReport], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_verifies_and_refuses_a_wrong_base(
+    built: tuple[Path, BundleReport], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bundle", "verify", str(built[0]), "--base", built[1].base_digest]) == 0
     assert "adapters: attention, everything, houlsby, pfeiffer" in capsys.readouterr().out
     assert main(["bundle", "verify", str(built[0]), "--base", "0" * 64]) == 12

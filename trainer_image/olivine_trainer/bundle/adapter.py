@@ -1,7 +1,6 @@
 """An adapter as the graph takes it, whatever file it came from."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

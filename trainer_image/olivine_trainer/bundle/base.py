@@ -29,7 +29,7 @@ def build_base(model: Path, target: Path, precision: Precision) -> None:
         where = ("", str(model), str(target), precision, "cpu", cache)
         try:
             create_model(*where, **parse_extra_options(*where, list(_OPTIONS)))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (it raises whatever fits)
+        except (Exception, SystemExit) as error:
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
                 f"onnxruntime-genai's model builder cannot make an {precision} graph of this model"

@@ -14,7 +14,7 @@ from olivine_trainer.bundle.bottleneck_reader import CONFIG as BOTTLENECK
 from olivine_trainer.bundle.bottleneck_reader import read_bottleneck
 from olivine_trainer.bundle.files import BASE, adapter_path, pad, write_adapter
 from olivine_trainer.bundle.graph import add_slots, projections_of
-from olivine_trainer.bundle.manifest import MANIFEST, REPORT, BundledAdapter, Manifest, digest_of
+from olivine_trainer.bundle.manifest import REPORT, BundledAdapter, Manifest, digest_of
 from olivine_trainer.bundle.peft_reader import CONFIG as PEFT
 from olivine_trainer.bundle.peft_reader import read_peft
 from olivine_trainer.bundle.reference import Reference
@@ -30,7 +30,9 @@ from olivine_trainer.reporting.logs import log, warn
 def build_bundle(spec: BuildSpec, target: Path) -> BundleReport:
     """Build, prove and write a bundle into the new folder `target`. Raises TrainerError with a sentence where there can be none."""
     if target.exists() and any(target.iterdir()):
-        raise ConfigurationError(Reason.INVALID_SPEC, f"{target} is not empty: a bundle is never changed in place, name a new folder")
+        raise ConfigurationError(
+            Reason.INVALID_SPEC, f"{target} is not empty: a bundle is never changed in place, name a new folder"
+        )
     model = local_folder(spec.model.uri, "model.uri")
     if not (model / "config.json").is_file():
         raise ModelError(Reason.MODEL_NOT_FOUND, f"model.uri: {model} has no config.json, it must be a Hugging Face folder")
@@ -107,7 +109,9 @@ def read_adapter_folder(folder: Path, linears: Mapping[str, Linear]) -> SlotAdap
         return read_bottleneck(folder, linears)
     if (folder / PEFT).is_file():
         return read_peft(folder, linears)
-    raise RejectedError(f"{folder.name} has neither {PEFT} (peft) nor {BOTTLENECK} (a bottleneck adapter of Olivine): look at its address")
+    raise RejectedError(
+        f"{folder.name} has neither {PEFT} (peft) nor {BOTTLENECK} (a bottleneck adapter of Olivine): look at its address"
+    )
 
 
 def _prove_all(verifier: Verifier, sources: Mapping[str, Path], rejected: dict[str, str]) -> dict[str, Proven]:
@@ -182,7 +186,8 @@ def _report(
         for name, one in good.items()
     ]
     refused = [
-        AdapterStatus(name=name, source=sources[name], state="Rejected", reason=why[:1024]) for name, why in sorted(rejected.items())
+        AdapterStatus(name=name, source=sources[name], state="Rejected", reason=why[:1024])
+        for name, why in sorted(rejected.items())
     ]
     return BundleReport(
         digest=manifest.digest,

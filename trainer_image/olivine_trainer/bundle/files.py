@@ -40,7 +40,7 @@ def write_adapter(path: Path, tensors: Mapping[str, Floats]) -> None:
     form.set_adapter_version(_VERSION)
     form.set_model_version(_VERSION)
     form.set_parameters(values)
-    form.export_adapter(str(path))
+    form.export_adapter(path)
     found = read_adapter(path)
     for name, array in arrays.items():
         if name not in found or found[name].shape != array.shape or found[name].tobytes() != array.tobytes():
@@ -52,7 +52,7 @@ def read_adapter(path: Path) -> dict[str, Floats]:
     import onnxruntime  # noqa: PLC0415
 
     try:
-        form = onnxruntime.AdapterFormat.read_adapter(str(path))
+        form = onnxruntime.AdapterFormat.read_adapter(path)
         # The arrays point into the file's buffer, which goes with `form`.
         return {name: np.array(value.numpy(), copy=True) for name, value in form.get_parameters().items()}
     except Exception as error:  # noqa: BLE001  (onnxruntime raises classes of its own making)
@@ -66,7 +66,9 @@ def check_fits(name: str, tensors: Mapping[str, Floats], slots: Sequence[Slot]) 
             if part not in tensors:
                 raise DamagedAdapterFileError(f"{name}{SUFFIX} has nothing for {part}: it was made for another base")
             if not _fits(part, slot, tensors[part], empty):
-                raise DamagedAdapterFileError(f"{name}{SUFFIX}: {part} has the shape {list(tensors[part].shape)}: it was made for another base")
+                raise DamagedAdapterFileError(
+                    f"{name}{SUFFIX}: {part} has the shape {list(tensors[part].shape)}: it was made for another base"
+                )
     known = {part for slot in slots for part in slot.empty()}
     if odd := sorted(tensors.keys() - known):
         raise DamagedAdapterFileError(f"{name}{SUFFIX} has {odd[0]}, for which the graph has no slot: it was made for another base")

@@ -66,7 +66,9 @@ class _Surgeon:
         assert source is not None
         width = before.shape[-1] if before.shape is not None else None
         if width is not None and width != self._slot.outputs:
-            raise ModelError(Reason.MODEL_UNSUPPORTED, f"{self._slot.projection} is {width} wide in the graph, not {self._slot.outputs}")
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED, f"{self._slot.projection} is {width} wide in the graph, not {self._slot.outputs}"
+            )
         down = self._input(self._slot.down, (self._slot.inputs, self._rank))
         up = self._input(self._slot.up, (self._rank, self._slot.outputs))
         users = list(before.uses())
@@ -123,6 +125,6 @@ class _Surgeon:
     def _constant(self, number: float, part: str) -> ir.Value:
         name = f"{self._slot.name}.{part}"
         tensor = ir.tensor(np.array(number, np.float32), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
         self._graph.register_initializer(value)
         return value

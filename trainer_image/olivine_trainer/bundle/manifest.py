@@ -85,7 +85,8 @@ def payload_of(folder: Path) -> list[str]:
 def files_of(folder: Path) -> list[BundledFile]:
     """The payload, with its sums."""
     return [
-        BundledFile(path=path, sha256=sha256_file(folder / path), bytes=(folder / path).stat().st_size) for path in payload_of(folder)
+        BundledFile(path=path, sha256=sha256_file(folder / path), bytes=(folder / path).stat().st_size)
+        for path in payload_of(folder)
     ]
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai as genai
+import onnxruntime_genai
 
 from olivine_trainer.bundle.base import GENAI_CONFIG
 from olivine_trainer.bundle.files import BASE, adapter_path
 from olivine_trainer.bundle.slots import Floats
+
+genai: Any = onnxruntime_genai  # its classes have no types
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:

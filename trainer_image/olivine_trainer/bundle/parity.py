@@ -11,7 +11,6 @@ from olivine_trainer.bundle import reference
 from olivine_trainer.bundle.onnx_model import OnnxModel
 from olivine_trainer.bundle.slots import Floats
 
-
 _SWITCHES = 9
 
 

@@ -28,12 +28,15 @@ _REFUSED = {
 }
 # Options that are read here, or that say how it was trained and not what it computes.
 _KNOWN = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules exclude_modules"
-    " lora_alpha lora_dropout fan_in_fan_out bias use_rslora init_lora_weights layers_to_transform layers_pattern rank_pattern"
-    " alpha_pattern eva_config lora_ga_config qalora_group_size megatron_core ensure_weight_tying runtime_config".split()
+    {
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+        *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("init_lora_weights", "eva_config", "qalora_group_size", "megatron_core", "ensure_weight_tying", "runtime_config"),
+    }
 )
-# Initialisations that move part of the base's weights into the adapter.
-_MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Initialisations that leave the base's weights as they are; others (PiSSA, OLoRA, CorDA, LoftQ) move part of them into the adapter.
+_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def read_peft(folder: Path, linears: Mapping[str, Linear]) -> SlotAdapter:
@@ -84,8 +87,7 @@ def _check_config(config: dict[str, Any]) -> None:
             raise RejectedError(f"it {why}")
     if (bias := config.get("bias", "none")) != "none":
         raise RejectedError(f"it has biases (bias: {bias}): train it with bias none, or {_MERGE}")
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_MOVED_BASE):
+    if (start := config.get("init_lora_weights")) not in _STARTS:
         raise RejectedError(
             f"it was initialised by {start}, which moves weights of the base into the adapter: save it by"
             " save_pretrained(…, path_initial_model_for_weight_conversion=…), which turns it into plain LoRA"
@@ -107,7 +109,9 @@ def _pairs(found: Mapping[str, Floats]) -> dict[str, tuple[Floats, Floats]]:
     for name, tensor in found.items():
         match = _PART.match(name.removeprefix(_PREFIX))
         if match is None or tensor.ndim != 2:
-            raise RejectedError(f"it holds {name}, which is no matrix of LoRA beside a linear module: train it without, or {_MERGE}")
+            raise RejectedError(
+                f"it holds {name}, which is no matrix of LoRA beside a linear module: train it without, or {_MERGE}"
+            )
         parts.setdefault(match["module"], {})[match["part"]] = tensor
     if not parts:
         raise RejectedError(f"{WEIGHTS} is empty: upload the adapter again")
@@ -122,9 +126,9 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key  # noqa: PLC0415
 
     said = config.get("rank_pattern") or {}
-    meant = said.get(get_pattern_key(said.keys(), module), config.get("r"))
+    meant = said.get(get_pattern_key(list(said), module), config.get("r"))
     if rank != meant:
         raise RejectedError(f"{module} has rank {rank}, but {CONFIG} says {meant}: the two files are of different adapters")
     alphas = config.get("alpha_pattern") or {}
-    alpha = float(alphas.get(get_pattern_key(alphas.keys(), module), config["lora_alpha"]))
+    alpha = float(alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -54,6 +54,7 @@ def local_folder(uri: str | None, field: str) -> Path:
     parts = urlsplit(uri or "")
     if parts.scheme != "file" or parts.netloc:
         raise ConfigurationError(
-            Reason.INVALID_SPEC, f"{field} is {uri!r}: outside a pod a bundle is built from folders of this machine, write file:///path"
+            Reason.INVALID_SPEC,
+            f"{field} is {uri!r}: outside a pod a bundle is built from folders of this machine, write file:///path",
         )
     return Path(unquote(parts.path))

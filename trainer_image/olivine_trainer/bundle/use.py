@@ -17,7 +17,8 @@ def answer_prompt(folder: Path, adapter: str, prompt: str, count: int) -> Iterat
     known = [one.name for one in read_manifest(folder).adapters]
     if adapter not in (*known, BASE):
         raise ConfigurationError(
-            Reason.INVALID_SPEC, f"--adapter is {adapter!r}, this bundle has {', '.join(known)}, and {BASE} for the model without any"
+            Reason.INVALID_SPEC,
+            f"--adapter is {adapter!r}, this bundle has {', '.join(known)}, and {BASE} for the model without any",
         )
     model = OnnxModel(folder)
     tokenizer = model.tokenizer()

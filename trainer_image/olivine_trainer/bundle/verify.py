@@ -46,14 +46,16 @@ class Verifier:
             self.base = self._prove(self._base, None)
         except RuntimeError as error:
             raise ModelError(
-                Reason.MODEL_UNSUPPORTED, f"onnxruntime cannot run the base's graph ({' '.join(str(error).split())[:300]}): take another model"
+                Reason.MODEL_UNSUPPORTED,
+                f"onnxruntime cannot run the base's graph ({' '.join(str(error).split())[:300]}): take another model",
             ) from None
 
     def check_base(self) -> None:
         """Raises ModelError where the graph without an adapter is not the base: then nothing on it can be."""
         if missed := self._missed(self.base.exact):
             raise ModelError(
-                Reason.PARITY_UNMET, f"the base's fp32 graph, with no adapter active, {missed}: onnxruntime-genai's builder has it wrong"
+                Reason.PARITY_UNMET,
+                f"the base's fp32 graph, with no adapter active, {missed}: onnxruntime-genai's builder has it wrong",
             )
 
     def prove(self, name: str, source: Path) -> Proven:
@@ -83,7 +85,8 @@ class Verifier:
         worst, took = switching_difference(self.shipped, self._base.texts[0], adapters)
         if not worst <= _SWITCHING_TOLERANCE:
             raise ModelError(
-                Reason.PARITY_UNMET, f"switching adapters on one generator changes logits by {worst:.2g}: one leaves traces in the next"
+                Reason.PARITY_UNMET,
+                f"switching adapters on one generator changes logits by {worst:.2g}: one leaves traces in the next",
             )
         return worst, took
 

@@ -19,14 +19,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_bundle(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", *, builds: bool) -> None:
     """The verb `bundle` with its own verbs."""
-    bundle = verbs.add_parser("bundle", help="a multi-adapter ONNX model").add_subparsers(dest="of_bundle", required=True, metavar="VERB")
+    bundle = verbs.add_parser("bundle", help="a multi-adapter ONNX model").add_subparsers(
+        dest="of_bundle", required=True, metavar="VERB"
+    )
     if builds:
         build = bundle.add_parser("build", help="build and prove a bundle from folders of this machine")
         build.add_argument("--spec", required=True, metavar="FILE", help="an AdapterBundle, or its spec, with file:// addresses")
         build.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     verify = bundle.add_parser("verify", help="check a bundle's files, digests and slots")
     verify.add_argument("folder", metavar="DIR")
-    verify.add_argument("--base", metavar="DIGEST", help="the digest of the base, or of the model it was built from, that is wanted")
+    verify.add_argument(
+        "--base", metavar="DIGEST", help="the digest of the base, or of the model it was built from, that is wanted"
+    )
     run = bundle.add_parser("run", help="let one adapter answer a prompt")
     run.add_argument("folder", metavar="DIR")
     run.add_argument("--adapter", required=True, metavar="NAME", help="base is the model without any")
