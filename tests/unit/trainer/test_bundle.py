@@ -153,7 +153,7 @@ _BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "nan": (_edit_weights(lambda _, tensor: tensor * float("nan")), "holds NaN or infinite values"),
     "wide": (_edit_weights(lambda name, tensor: tensor.repeat(1, 2) if "lora_A" in name else tensor), "another base model"),
     "truncated": (_truncate, "is truncated or damaged"),
-    "nothing": (lambda folder: shutil.rmtree(folder), "has neither adapter_config.json"),
+    "nothing": (shutil.rmtree, "has neither adapter_config.json"),
     "untrained": (_edit_weights(lambda name, tensor: tensor * 0 if "lora_B" in name else tensor), "changes no logit of the base"),
 }
 

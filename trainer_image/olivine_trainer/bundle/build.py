@@ -64,7 +64,15 @@ def build_bundle(spec: BuildSpec, target: Path) -> BundleReport:
             adapter_path(shipped, name).unlink()
         good = {name: _Good(adapters[name], proven[name], sources[name], switches[name]) for name in sorted(proven)}
         manifest = _describe(spec, shipped, model, slots, good)
-        report = _report(spec, shipped, manifest, verifier, good, rejected, switching)
+        report = _report(
+            spec=spec,
+            folder=shipped,
+            manifest=manifest,
+            verifier=verifier,
+            good=good,
+            rejected=rejected,
+            switching=switching,
+        )
         manifest.write(shipped)
         (shipped / REPORT).write_text(report.model_dump_json(by_alias=True, indent=1) + "\n")
         if target.exists():
@@ -153,6 +161,7 @@ def _describe(spec: BuildSpec, folder: Path, model: Path, slots: list[Slot], goo
 
 
 def _report(
+    *,
     spec: BuildSpec,
     folder: Path,
     manifest: Manifest,

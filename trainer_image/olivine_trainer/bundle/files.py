@@ -40,7 +40,7 @@ def write_adapter(path: Path, tensors: Mapping[str, Floats]) -> None:
     form.set_adapter_version(_VERSION)
     form.set_model_version(_VERSION)
     form.set_parameters(values)
-    form.export_adapter(path)
+    form.export_adapter(str(path))  # pyright: ignore[reportArgumentType]  (it takes no Path)
     found = read_adapter(path)
     for name, array in arrays.items():
         if name not in found or found[name].shape != array.shape or found[name].tobytes() != array.tobytes():
@@ -52,7 +52,7 @@ def read_adapter(path: Path) -> dict[str, Floats]:
     import onnxruntime  # noqa: PLC0415
 
     try:
-        form = onnxruntime.AdapterFormat.read_adapter(path)
+        form = onnxruntime.AdapterFormat.read_adapter(str(path))  # pyright: ignore[reportArgumentType]
         # The arrays point into the file's buffer, which goes with `form`.
         return {name: np.array(value.numpy(), copy=True) for name, value in form.get_parameters().items()}
     except Exception as error:  # noqa: BLE001  (onnxruntime raises classes of its own making)
