@@ -12,7 +12,7 @@ from olivine_trainer.digests import folder_digest, sha256_file
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
-_TOOLS = ("olivine", "onnx-ir", "onnxruntime", "onnxruntime-genai", "peft", "torch", "transformers")
+_TOOLS = ("onnx-ir", "onnxruntime", "onnxruntime-genai", "peft", "torch", "transformers")
 
 
 class BundledFile(StatusModel):
