@@ -24,7 +24,7 @@ from olivine_trainer.bundle.use import answer_prompt
 from olivine_trainer.cli.bundle import main
 from olivine_trainer.errors import ConfigurationError, ModelError
 from tests.support.adapters import make_bottleneck, make_peft
-from tests.support.models import WIDE, make_tiny
+from tests.support.models import WIDE, WIDE_HEADS, make_tiny
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _ALL = [*_ATTENTION, "gate_proj", "up_proj", "down_proj"]
@@ -106,6 +106,33 @@ def test_other_precisions_and_all_linear_slots(precision: str, model: Path, good
     manifest = check_bundle(tmp_path / "out")
     assert len(manifest.slots) == 2 * len(_ALL)  # 2 layers
     assert (report.base.mean_kl < 1e-8) == (precision == "fp32")
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma"])
+def test_other_families(family: str, tmp_path: Path) -> None:
+    wide = WIDE_HEADS if family in ("Qwen3", "Gemma") else WIDE
+    model = make_tiny(family, tmp_path / "model", intermediate_size=96, **wide)
+    adapters = {
+        "everything": make_peft(model, tmp_path / "everything", r=8, target_modules=_ALL),
+        "houlsby": make_bottleneck(model, tmp_path / "houlsby", activation="silu"),
+    }
+    report = build_bundle(_spec(model, adapters, precision="int4"), tmp_path / "out")
+    assert [one.state for one in report.adapters] == ["Ready", "Ready"], report
+    assert all(one.max_logit_difference is not None and one.max_logit_difference < 1e-4 for one in report.adapters)
+
+
+def test_a_base_that_the_engine_cannot_run_ends_the_build(tiny_model: Path, tmp_path: Path) -> None:
+    plain = make_peft(tiny_model, tmp_path / "plain")
+    with pytest.raises(ModelError, match=r"onnxruntime cannot run the base's graph .*head_size"):
+        build_bundle(_spec(tiny_model, {"plain": plain}), tmp_path / "out")
+
+
+def test_a_family_that_the_builder_does_not_know_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    model = make_tiny("GPT-2", tmp_path / "model")
+    plain = make_peft(tiny_model, tmp_path / "plain")
+    with pytest.raises(ModelError, match="model builder cannot make an fp32 graph of this model") as caught:
+        build_bundle(_spec(model, {"plain": plain}), tmp_path / "out")
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
 
 def test_the_same_inputs_give_the_same_digest_wherever_they_lie(
