@@ -277,9 +277,9 @@ class FineTuneJobSpec(ApiModel):
             message="evaluation.everySteps needs data.validation or data.validationFraction: there are no rows to evaluate on",
         ),
         Rule(
-            cel=f"!has(self.evaluation.metrics) || {_HAS_VALIDATION}",
-            holds=lambda s: s.evaluation.metrics is None or _has_validation(s),
-            message="evaluation.metrics needs data.validation or data.validationFraction: there are no rows to measure on",
+            cel=f"!has(self.evaluation.metrics) || {_HAS_VALIDATION} || has(self.data.test)",
+            holds=lambda s: s.evaluation.metrics is None or _has_validation(s) or s.data.test is not None,
+            message="evaluation.metrics needs data.validation, data.validationFraction or data.test: there are no rows to measure on",
         ),
         Rule(
             cel="!has(self.training.earlyStopping) || has(self.evaluation.everySteps)",

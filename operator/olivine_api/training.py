@@ -77,6 +77,7 @@ class EarlyStopping(ApiModel):
     """Stop where an evaluation metric no longer improves."""
 
     metric: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "eval_loss"
+    """One of the validation rows: eval_loss, or a name of evaluation.metrics. Those of data.test and benchmarks are for gates."""
     mode: Literal["min", "max"] = "min"
     patience: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Evaluations without an improvement."""
@@ -142,6 +143,8 @@ class Training(ApiModel):
     """Auto: bf16 where the accelerator computes it, fp32 on CPU."""
     gradient_checkpointing: bool = False
     data_loader_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Further processes beside each training process that render and tokenise rows: all of them before training, and those of the coming
+    steps where rows are made while training (data.streaming, data.augmentation). 0: the training process does it. The batches are the same."""
     logging_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 0
     early_stopping: EarlyStopping | None = None

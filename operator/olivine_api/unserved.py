@@ -35,17 +35,12 @@ def _true(path: str, instead: str = "leave it out") -> Rule:
     return _rule(path, f"self.{path}", bool, ": true", instead)
 
 
-def _positive(path: str, instead: str = "leave it out") -> Rule:
-    return _rule(path, f"self.{path} > 0", lambda value: value > 0, " above 0", instead)
-
-
 def _other(path: str, served: Sequence[str], instead: str) -> Rule:
     known = ", ".join(f"'{value}'" for value in served)
     return _rule(path, f"!(self.{path} in [{known}])", lambda value: value not in served, " with this value", instead)
 
 
 UNSERVED_FINETUNEJOB = (
-    _positive("training.dataLoaderWorkers"),
     _other("training.sharing.mode", ("Never",), "write Never"),
     Rule(
         cel="!has(self.evaluation.gates) || self.evaluation.gates.all(g, !has(g.manual) || !g.manual)",

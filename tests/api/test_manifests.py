@@ -196,7 +196,6 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 # Fields of the contract that a later release serves: told by name.
 UNSERVED: dict[str, Json] = {
-    "training.dataLoaderWorkers": {"training.dataLoaderWorkers": 2},
     "training.sharing.mode": {"training.sharing": {"mode": "Auto"}},
     "evaluation.gates": {"evaluation.gates": [{"manual": True}]},
     "tracking.mlflow": {"tracking": {"mlflow": {"uri": "https://mlflow"}}},
@@ -243,6 +242,12 @@ RIGHT: dict[str, Json] = {
     },
     "rows streamed": {"data.validationFraction": None, "data.streaming": True, "data.clean": {"deduplicate": False}},
     "rows packed": {"data.packing": True},
+    "rows made by other processes": {"training.dataLoaderWorkers": 2},
+    "metrics of test rows alone": {
+        "data.validationFraction": None,
+        "data.test": {"uri": "s3://data/test.jsonl"},
+        "evaluation.metrics": [{"name": "accuracy"}],
+    },
     "rows cleaned": {"data.clean": {"deduplicate": True, "dropEmpty": False}},
     "labels by name": {"data.labels": {"field": "tone", "names": ["warm", "cold"]}},
     "epochs": {"training.maxSteps": None, "training.epochs": 0.5},

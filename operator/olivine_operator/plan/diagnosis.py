@@ -97,7 +97,8 @@ def _slow_input(status: FineTuneJobStatus) -> Diagnosis | None:
     return Diagnosis(
         code="SlowInput",
         message=f"{share:.0%} of the steps' time goes into preparing rows",
-        advice="set data.streaming to false where the rows fit into memory, use fewer augmentations, or give the pods more CPU",
+        advice="raise training.dataLoaderWorkers, set data.streaming to false where the rows fit into memory, use fewer augmentations, or"
+        " give the pods more CPU",
     )
 
 

@@ -20,6 +20,7 @@ from tests.bench.trainer.workload import ROWS, Workload
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "benchmarks" / "trainer.md"
 PACKED_TIMES = 4  # packs of one step must be several, and full
+SAVING = {"LoRA": 10, "Full": 100}  # steps between checkpoints
 TITLES = {
     "A": "identical batches, loss on the completion; Olivine leaves padding out by itself, the others pad",
     "A-padded": "as A, with data.packing false: all pad",
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench-trainer", description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder in Hugging Face layout (default: the embedded cluster's base model)")
     parser.add_argument("--rows", nargs="+", default=list(TITLES), choices=list(TITLES), help="rows of the table")
+    parser.add_argument(
+        "--saving", nargs="*", default=list(SAVING), choices=list(SAVING), help="methods whose checkpoints are timed"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contestant in each row")
     parser.add_argument("--steps", type=int, default=13, help="optimizer steps of a run; the first is not counted")
     parser.add_argument("--batch", type=int, default=8, help=f"rows of a step; {PACKED_TIMES} times as many in row B")
@@ -42,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = asked.model or base_model().build() / "model"
     load_before = os.getloadavg()[0]
     rows = [_run_row(name, model, asked) for name in asked.rows]
+    saving = {
+        f"{name}, every {SAVING[name]} steps": _run("olivine", _saving(name, model, asked), asked.threads) for name in asked.saving
+    }
     environment = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads a contestant, CPU only, fp32",
+        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads a contestant, CPU only, fp32",
         "load of the machine before": f"{load_before:.1f}",
         "versions": ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "accelerate", "trl")
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows": f"{ROWS}, {asked.steps} steps of {asked.batch} rows, {asked.rounds} runs each",
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(render(rows, environment))
+    asked.out.write_text(render(rows, environment, saving))
     print(asked.out.read_text())
     return 0
 
@@ -83,6 +90,21 @@ def _run_row(name: str, model: Path, asked: argparse.Namespace) -> Row:
     return Row(name, TITLES[name], sorted(runs, key=lambda run: run.contestant != "Olivine"), note)
 
 
+def _saving(method: str, model: Path, asked: argparse.Namespace) -> Workload:
+    """Until the last of some checkpoints is whole, rows as in A."""
+    every = SAVING[method]
+    print(f"checkpoints of {method}", flush=True)
+    return Workload(
+        row="saving",
+        model=str(model.resolve()),
+        rows=str(ROOT / ROWS),
+        steps=max(every, 30) + 1,
+        batch=asked.batch,
+        method=method,
+        checkpoint_every=every,
+    )
+
+
 def _run(contestant: str, load: Workload, threads: int) -> Run:
     environ = os.environ | {
         "OMP_NUM_THREADS": str(threads),
@@ -103,7 +125,8 @@ def _run(contestant: str, load: Workload, threads: int) -> Run:
     return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the kernel has it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -36,6 +36,8 @@ class Run:
     peak_bytes: int = 0
     losses: list[float] = field(default_factory=list)
     """Of every step."""
+    saving_share: float | None = None
+    """Time that training stood still for checkpoints, over the time of its steps; Olivine's alone."""
 
     def start(self) -> None:
         """After the first step."""
@@ -86,7 +88,14 @@ def olivine(load: Workload, scratch: Path) -> Run:
 
     train(job, claim, sources, board=board, stop=StopFlag(), scratch=scratch)
     run.losses = [point.train_loss or 0.0 for point in board.curve]
+    run.saving_share = _saving_share(scratch / "runs")
     return run
+
+
+def _saving_share(runs: Path) -> float:
+    """As the attempt's last event of a checkpoint tells it."""
+    lines = [line for path in sorted(runs.rglob("events-*.jsonl")) for line in path.read_text().splitlines()]
+    return [event["share"] for event in map(json.loads, lines) if event["event"] == "CheckpointSaved"][-1]
 
 
 def transformers_trainer(load: Workload, scratch: Path) -> Run:

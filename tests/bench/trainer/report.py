@@ -7,6 +7,7 @@ from statistics import median
 from tests.bench.trainer.contestants import Run
 
 GOALS = {"A": 1.3, "B": 1.8}
+SAVING_GOAL = 0.035
 CURVE_TOLERANCE = 1e-4  # the same batches in the same order: rounding alone tells them apart
 
 
@@ -34,8 +35,8 @@ def curve_distance(one: Sequence[float], other: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
 
 
-def render(rows: Sequence[Row], environment: Mapping[str, str]) -> str:
-    """The whole page, markdown."""
+def render(rows: Sequence[Row], environment: Mapping[str, str], saving: Mapping[str, Run]) -> str:
+    """The whole page, markdown. `saving`: Olivine's runs with checkpoints, by what was saved how often."""
     lines = [
         "# The trainer against transformers' Trainer and TRL's SFTTrainer",
         "Written by `make bench-trainer`: same model, rows, batches and seed, contestants interleaved, each run in a process of its own.",
@@ -46,7 +47,22 @@ def render(rows: Sequence[Row], environment: Mapping[str, str]) -> str:
     ]
     for row in rows:
         lines += ["", f"## Row {row.name}: {row.title}", *([row.note] if row.note else []), *_table(row), *_verdicts(row)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_saving(saving)]) + "\n"
+
+
+def _saving(runs: Mapping[str, Run]) -> list[str]:
+    if not runs:
+        return []
+    lines = [
+        "",
+        "## Checkpoints",
+        "How long training stands still for them, over the time of its steps (rows and batch of A, storage on the same disk); uploads run beside it.",
+        "",
+    ]
+    for name, run in runs.items():
+        share = run.saving_share or 0.0
+        lines.append(f"- {name}: {share:.2%} (at most {SAVING_GOAL:.1%}: {'reached' if share <= SAVING_GOAL else 'missed'})")
+    return lines
 
 
 def _table(row: Row) -> list[str]:

@@ -9,8 +9,8 @@ from tests.bench.trainer.contestants import Run
 from tests.bench.trainer.report import Row, curve_distance, render
 
 
-def _run(name: str, *, tokens: int, losses: tuple[float, ...] = (2.0, 1.0), peak: int = 100 << 20) -> Run:
-    return Run(name, cpu_seconds=10.0, wall_seconds=5.0, tokens=tokens, peak_bytes=peak, losses=list(losses))
+def _run(name: str, *, tokens: int = 1, losses: tuple[float, ...] = (2.0, 1.0), peak: int = 100 << 20, share: float = 0.0) -> Run:
+    return Run(name, 10.0, 5.0, tokens=tokens, peak_bytes=peak, losses=list(losses), saving_share=share)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,13 @@ def _run(name: str, *, tokens: int, losses: tuple[float, ...] = (2.0, 1.0), peak
     ],
 )
 def test_a_verdict_says_whether_the_goal_is_reached(name: str, other: Run, says: str) -> None:
-    assert says in render([Row(name, "title", [_run("Olivine", tokens=1300), other])], {"machine": "here"})
+    assert says in render([Row(name, "title", [_run("Olivine", tokens=1300), other])], {"machine": "here"}, {})
+
+
+def test_the_share_of_checkpoints_is_judged() -> None:
+    page = render([], {}, {"LoRA, every 10 steps": _run("Olivine", share=0.035), "Full": _run("Olivine", share=0.036)})
+    assert "- LoRA, every 10 steps: 3.50% (at most 3.5%: reached)" in page
+    assert "- Full: 3.60% (at most 3.5%: missed)" in page
 
 
 def test_curves_of_different_length_are_not_compared() -> None:
@@ -41,7 +47,8 @@ def test_the_three_train_the_same_on_a_tiny_model(tmp_path: Path) -> None:
     page = tmp_path / "trainer.md"
     model = make_tiny_llama(tmp_path / "model")
     asked = ["--model", str(model), "--rounds", "1", "--steps", "4", "--batch", "4", "--threads", "1", "--out", str(page)]
-    assert main([*asked, "--rows", "A", "A-all"]) == 0
+    assert main([*asked, "--rows", "A", "A-all", "--saving", "LoRA"]) == 0
     text = page.read_text()
+    assert "LoRA, every 10 steps: " in text
     assert text.count("the same training") == 4
     assert "NOT the same training" not in text

@@ -29,6 +29,10 @@ class Workload:
     loss_on: str = "Completion"
     packing: bool | None = None
     """data.packing; None: absent, Olivine's default."""
+    method: str = "LoRA"
+    """Or Full."""
+    checkpoint_every: int | None = None
+    """Steps; None: one checkpoint, at the end."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -41,6 +45,7 @@ class Workload:
 
     def job(self, storage: Path) -> Job:
         """The FineTuneJob. Raises ValidationError where this build does not serve it."""
+        lora = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "targetModules": TARGETS}
         raw: dict[str, Any] = {
             "task": "Generation",
             "model": {"uri": f"file://{self.model}"},
@@ -51,7 +56,7 @@ class Workload:
                 "maxLength": PACK_TOKENS if self.packing else 128,
                 **({} if self.packing is None else {"packing": self.packing}),
             },
-            "method": {"type": "LoRA", "lora": {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "targetModules": TARGETS}},
+            "method": {"type": self.method} | ({"lora": lora} if self.method == "LoRA" else {}),
             "training": {
                 "maxSteps": self.steps,
                 "learningRate": LEARNING_RATE,
@@ -64,7 +69,7 @@ class Workload:
                 "seed": SEED,
             },
             "tracking": {"tensorboard": False},
-            "checkpoint": {"everySteps": self.steps},
+            "checkpoint": {"everySteps": self.checkpoint_every or self.steps},
             "storage": {"uri": f"file://{storage}"},
         }
         return Job(spec=parse_spec(raw), identity=JobIdentity(namespace="bench", name="trainer", uid="u1", child=""))

@@ -47,6 +47,27 @@ class SignalIn:
 
 
 @dataclass(frozen=True)
+class Held:
+    """In the middle of a step, until a file is there; another one, `reached`, tells of it."""
+
+    step: int
+    go: Path
+
+    @property
+    def reached(self) -> Path:
+        return self.go.with_name("reached")
+
+    def __call__(self) -> None:
+        def hold() -> None:
+            self.reached.touch()
+            deadline = time.monotonic() + 60
+            while not self.go.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+        _before_micro_batch(self.step, hold)
+
+
+@dataclass(frozen=True)
 class SlowSteps:
     """Steps that take a while, so that a signal from outside finds one."""
 

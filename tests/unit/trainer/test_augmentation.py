@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from olivine_api.data import Augmentation, CaseStyle, Data
-from olivine_trainer.data.augment import AugmentedRows, Augmenter, Draws, in_another_case, without_words
+from olivine_trainer.data.augment import Augmenter, Draws, in_another_case, without_words
+from olivine_trainer.data.augmented import AugmentedRows
 from olivine_trainer.data.making import Wording
 from olivine_trainer.data.prepare import load_rows, prepare_examples
 from olivine_trainer.data.rows import Row, RowFiles

@@ -1,6 +1,7 @@
 """A classification head over the last token, by every method: trained whole, saved beside what is trained, loaded by others."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,49 @@ def test_the_base_is_measured_with_the_head_that_training_began_with(models: dic
     with made.as_base():
         assert torch.equal(our_logits(made, tokenizer), untuned)
     assert torch.equal(our_logits(made, tokenizer), tuned)
+
+
+def test_one_forward_gives_a_heads_answers_and_its_loss(models: dict[str, Path]) -> None:
+    """Both stand in the same logits; measuring 2,280 rows twice would cost as much as training on half of them."""
+    import numpy as np
+    import torch
+
+    from olivine_trainer.evaluation.evaluate import Evaluator
+    from olivine_trainer.evaluation.heads import HeadScorer
+    from olivine_trainer.evaluation.loss import mean_loss
+    from olivine_trainer.evaluation.measures import Measure
+    from olivine_trainer.modeling.example import Example
+    from olivine_trainer.modeling.forward import SummedLoss
+
+    made, tokenizer = classifier(models["Llama"], "LoRA")
+    ids = [tokenizer.backend.encode(f"{text} {'12 ' * extra}") for text in TEXTS for extra in range(4)]
+    examples = [
+        Example(
+            np.array([*prompt, row % 3], dtype=np.int32), np.arange(len(prompt) + 1) == len(prompt), len(prompt), expected="joy"
+        )
+        for row, prompt in enumerate(ids)
+    ]
+    asked: list[int] = []
+    made.causal.base_model.register_forward_hook(lambda *call: asked.append(len(call[2].last_hidden_state)))
+    loss, device = SummedLoss(made.model, made.causal, split_head=True), torch.device("cpu")
+    evaluator = Evaluator(
+        loss=loss,
+        causal=made.causal,
+        tokenizer=tokenizer,
+        examples=examples,
+        batch_rows=lambda: 3,
+        metrics=[Measure(("rows",), lambda cases: {"rows": float(len(cases))})],
+        samples=2,
+        device=device,
+        autocast=nullcontext,
+        scorer=HeadScorer(made.causal, LABELS, tokenizer.pad_id, device),
+    )
+    found = evaluator.everything(lambda *_: None)
+    assert sum(asked) == len(examples)
+    assert found.metrics["rows"] == len(examples)
+    assert len(found.answers) == 2
+    again = mean_loss(loss, examples, batch_size=3, pad_id=tokenizer.pad_id, device=device, tick=lambda *_: None)
+    assert found.metrics["evalLoss"] == again == evaluator.loss_only(lambda *_: None)["evalLoss"]
 
 
 def test_a_head_starts_from_the_seed(models: dict[str, Path]) -> None:

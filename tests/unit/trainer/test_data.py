@@ -15,7 +15,7 @@ from olivine_trainer.data.prepare import load_rows, prepare_examples
 from olivine_trainer.data.rows import Row, RowFiles, read_rows
 from olivine_trainer.data.split import split_rows
 from olivine_trainer.data.template import RowTemplate, parse_template
-from olivine_trainer.data.tokens import completion_example, fit_examples, text_example
+from olivine_trainer.data.tokens import completion_example, fit_example, fitted_of, text_example
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError
 from olivine_trainer.modeling.example import Example
 from tests.unit.trainer.support import tone_rows, write_rows
@@ -273,10 +273,9 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
 
 
 def _long_row(tokenizer: Any, on_overflow: OnOverflow, limit: int, completion: str = " joy") -> Any:
-    def make(_: Row) -> Example:
-        return completion_example(tokenizer, "one two three four five six", completion, loss_on=LossOn.COMPLETION)
-
-    return fit_examples([Row(17, {})], make, max_length=limit, on_overflow=on_overflow, source="data.train")
+    row = Row(17, {})
+    example = completion_example(tokenizer, "one two three four five six", completion, loss_on=LossOn.COMPLETION)
+    return fitted_of([row], [fit_example(row, example, max_length=limit, on_overflow=on_overflow, source="data.train")])
 
 
 def test_a_row_that_is_too_long_fails_with_its_number(tokenizer: Any) -> None:
@@ -321,14 +320,10 @@ def test_a_cut_chat_keeps_the_token_that_begins_every_sequence(tokenizer: Any) -
 
 
 def test_a_cut_text_does_not_teach_to_stop(tokenizer: Any) -> None:
-    fitted = fit_examples(
-        [Row(1, {})],
-        lambda _: text_example(tokenizer, "one two three four"),
-        max_length=8,
-        on_overflow=OnOverflow.TRUNCATE,
-        source="data.train",
-    )
-    assert STOP not in fitted.examples[0].ids
+    text = text_example(tokenizer, "one two three four")
+    cut = fit_example(Row(1, {}), text, max_length=8, on_overflow=OnOverflow.TRUNCATE, source="data.train")
+    assert cut is not None
+    assert STOP not in cut.ids
 
 
 def test_equal_rows_never_straddle_the_split() -> None:

@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "QLoRA": {"method__type": "QLoRA"},
     "Adapter": {"method": {"type": "Adapter", "adapter": {"bottleneck": 8}}},
+    "QLoRA, int8": {"method__type": "QLoRA", "method__quantization": {"bits": 8, "type": "int8"}},
 }
 # What a step leaves behind, beside weights: measured losses that move the rate, and the best of them.
 EVALUATED: dict[str, Any] = {
@@ -60,6 +61,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def _marked(core: set[str]) -> list[Any]:
+    """All methods; marked full but for `core`."""
+    return [pytest.param(name, marks=[] if name in core else [pytest.mark.full]) for name in METHODS]
+
+
+_CORE = _marked(set(METHODS) - {"QLoRA, int8"})
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", tone_rows(24))
@@ -93,7 +102,7 @@ def check_kills(model: Path, rows: Path, folder: Path, changes: dict[str, Any], 
         same(run_job(job, folder / f"second-{step}").snapshot, calm.snapshot, f"killed in step {step}")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", _CORE)
 def test_a_kill_in_a_drawn_step_changes_no_byte(tiny_model: Path, rows: Path, tmp_path: Path, method: str) -> None:
     """Mid-epoch, between micro-batches, across evaluations that move the learning rate."""
     check_kills(tiny_model, rows, tmp_path, METHODS[method] | EVALUATED, [random.randrange(3, STEPS)])
@@ -130,7 +139,7 @@ def check_two_ranks(ranks: Ranks, sources: tuple[Path, Path], folder: Path, chan
         same(resumed, calm, f"rank {step % 2} killed in step {step}")
 
 
-@pytest.mark.parametrize("method", ["Full", *(pytest.param(name, marks=pytest.mark.full) for name in METHODS if name != "Full")])
+@pytest.mark.parametrize("method", _marked({"Full"}))
 def test_two_processes_resume_to_the_same_bytes(ranks: Ranks, tiny_model: Path, rows: Path, tmp_path: Path, method: str) -> None:
     """LoRA's short form, on a real S3, is in test_world."""
     check_two_ranks(ranks, (tiny_model, rows), tmp_path, METHODS[method] | EVALUATED, [random.randrange(3, STEPS)])
@@ -144,7 +153,7 @@ def test_two_processes_killed_in_any_step_change_no_byte(
     check_two_ranks(ranks, (tiny_model, rows), tmp_path, METHODS[method] | EVALUATED, list(range(STEPS)))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", _CORE)
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     tiny_model: Path, rows: Path, tmp_path: Path, method: str
 ) -> None:
@@ -157,7 +166,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     assert one == again != other
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", _CORE)
 def test_the_division_into_micro_batches_changes_nothing(tiny_model: Path, rows: Path, tmp_path: Path, method: str) -> None:
     """Batch 1 x accumulation 8 is batch 8 x 1 is packed: the mean is over the step's tokens, whoever computes them in what portions."""
     divisions: dict[str, dict[str, Any]] = {
@@ -168,7 +177,7 @@ def test_the_division_into_micro_batches_changes_nothing(tiny_model: Path, rows:
     losses: dict[str, list[float]] = {}
     for name, division in divisions.items():
         changes = METHODS[method] | division | {"training__maxSteps": 4}
-        if method in ("LoRA", "QLoRA"):  # dropout masks are drawn for the portions
+        if "LoRA" in method:  # dropout masks are drawn for the portions
             changes["method__lora__dropout"] = 0.0
         published = run_job(make_job(tiny_model, rows, f"file://{tmp_path}/{name[0]}", **changes), tmp_path / f"{name[0]}-scratch")
         losses[name] = [point.train_loss or 0.0 for point in published.snapshot.curve]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from olivine_api.evaluation import Metric
 from olivine_api.finetunejob import parse_spec
@@ -64,6 +65,16 @@ def test_rows_of_data_test_and_benchmarks_are_measured_before_and_after(tiny_mod
     assert snapshot.baseline["testLoss"] != snapshot.baseline["loansLoss"] != snapshot.baseline["evalLoss"]
     assert published.unmet == []
     assert len(published.samples) == 2, "samples are of the validation rows alone"
+
+
+def test_metrics_may_be_of_the_test_rows_alone(tiny_model: Path, tmp_path: Path) -> None:
+    """Where nothing is chosen by validation rows, none have to be held back."""
+    alone = {"data__validationFraction": None, "data__stratifyBy": None, "evaluation__metrics": [{"name": "accuracy"}]}
+    with pytest.raises(ValidationError, match=r"data\.validationFraction or data\.test: there are no rows to measure on"):
+        _job(tiny_model, tmp_path, **alone)
+    snapshot = run_job(_job(tiny_model, tmp_path, data__test=_other_rows(tmp_path, "test"), **alone), tmp_path / "scratch").snapshot
+    assert set(snapshot.baseline) == {"testLoss", "testAccuracy"}
+    assert set(snapshot.metrics) == {"testLoss", "testAccuracy", "trainLoss"}
 
 
 def test_what_is_measured_apart_is_the_same_on_two_ranks(tiny_model: Path, tmp_path: Path) -> None:

@@ -125,3 +125,44 @@ def test_a_metric_that_is_not_measured_is_told_before_training(tiny_model: Path,
         ConfigurationError, match=r"earlyStopping\.metric is f1, .* measured are evalLoss, perplexity; name one of them"
     ):
         run_job(job, tmp_path / "scratch")
+
+
+def _with_other_rows(tmp_path: Path, metric: str) -> dict[str, Any]:
+    other = write_rows(tmp_path / "other.jsonl", [{"phrase": f"oh {index}", "tone": "joy"} for index in range(5)])
+    return STOPPING | {
+        "data__test": {"uri": f"file://{other}"},
+        "evaluation__benchmarks": [{"name": "cards", "uri": f"file://{other}", "metric": "accuracy"}],
+        "evaluation__metrics": [{"name": "accuracy"}],
+        "evaluation__gates": [{"metric": "test_accuracy", "min": 0}],
+        "training__earlyStopping": {"metric": metric, "mode": "max", "patience": 1, "minDelta": 1.5},
+    }
+
+
+@pytest.mark.parametrize("metric", ["test_accuracy", "testLoss", "cardsAccuracy"])
+def test_a_metric_of_test_rows_decides_nothing_while_training(tiny_model: Path, rows: Path, tmp_path: Path, metric: str) -> None:
+    job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", **_with_other_rows(tmp_path, metric))
+    with pytest.raises(ConfigurationError) as caught:
+        run_job(job, tmp_path / "scratch")
+    assert caught.value.message == (
+        f"training.earlyStopping.metric is {metric}, which is of data.test or a benchmark: training that ends by it has seen these rows, and"
+        " they are measured only before and after; name a metric of the validation rows (evalLoss, accuracy), and put"
+        f" {metric} into evaluation.gates"
+    )
+
+
+def test_evaluations_in_between_leave_the_test_rows_alone(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """The metric needs answers; after the base, until the end, they are of the validation rows alone."""
+    measured: list[set[str]] = []
+
+    class Watching(Board):
+        def update(self, **changes: Any) -> None:
+            measured.append(set(changes.get("metrics", ())))
+            super().update(**changes)
+
+    job = make_job(tiny_model, rows, f"file://{tmp_path}/runs", **_with_other_rows(tmp_path, "accuracy"))
+    published = run_job(job, tmp_path / "scratch", board=Watching(None))
+    between = [keys for keys in measured if "accuracy" in keys]
+    *before, last = between
+    assert len(before) >= 2, "two evaluations, then the end"
+    assert all(not any(key.startswith(("test", "cards")) for key in keys) for keys in before)
+    assert last == set(published.snapshot.metrics) >= {"testLoss", "testAccuracy", "cardsAccuracy", "accuracy"}

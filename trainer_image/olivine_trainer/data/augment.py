@@ -6,18 +6,16 @@ without a word. The answer is never touched.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from olivine_api.data import Augmentation, AugmentationName, CaseStyle
-from olivine_trainer.data.batches import batch_places
-from olivine_trainer.data.making import MakeExample, Wording
+from olivine_trainer.data.making import Wording
 from olivine_trainer.data.rows import Row
 from olivine_trainer.data.template import RowTemplate, TextTemplate, parse_template
-from olivine_trainer.modeling.example import Example
 
 _WORD = re.compile(r"\S+\s*")
 _STREAM = 1  # keeps these numbers apart from those that order an epoch
@@ -132,29 +130,3 @@ def _change(one: Augmentation, draws: Draws) -> Callable[[str], str]:
     styles = [CaseStyle(str(given["style"]))] if "style" in given else list(CaseStyle)
     style = styles[draws.pick(len(styles))]
     return lambda text: in_another_case(text, style, share, draws)
-
-
-@dataclass(frozen=True)
-class AugmentedRows:
-    """Training rows that are put differently in every epoch. See TrainingRows."""
-
-    rows: Sequence[Row]
-    examples: Sequence[Example] = field(repr=False)
-    """Of the rows as they are."""
-    make: MakeExample
-    augmenter: Augmenter
-    max_length: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, seed: int, step: int, size: int) -> list[Example]:
-        """See TrainingRows. A wording that is longer than maxLength is not used: the row then stays as it is."""
-        return [self._example(seed, epoch, index) for epoch, index in batch_places(seed, step, size, len(self.rows))]
-
-    def _example(self, seed: int, epoch: int, index: int) -> Example:
-        wording = self.augmenter.wording(self.rows[index], seed=seed, epoch=epoch, index=index)
-        if wording is None:
-            return self.examples[index]
-        made = self.make(self.rows[index], wording)
-        return made if len(made.ids) <= self.max_length else self.examples[index]

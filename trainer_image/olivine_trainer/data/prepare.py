@@ -9,17 +9,19 @@ from typing import Any
 from olivine_api.finetunejob import Data
 from olivine_api.reasons import Reason
 from olivine_api.status import ResolvedData
-from olivine_trainer.data.augment import AugmentedRows, Augmenter
+from olivine_trainer.data.augment import Augmenter
+from olivine_trainer.data.augmented import AugmentedRows
 from olivine_trainer.data.batches import TokenisedRows, TrainingRows
 from olivine_trainer.data.clean import Removed, clean_rows
 from olivine_trainer.data.extraction import check_extraction, written_row, written_rows
 from olivine_trainer.data.labels import Labels, find_labels
-from olivine_trainer.data.making import MakeExample, example_maker
+from olivine_trainer.data.maker import RowMaker
 from olivine_trainer.data.rows import Row, RowFiles, read_selected
 from olivine_trainer.data.split import Split, split_rows
 from olivine_trainer.data.stream import StreamedRows, StreamIndex, index_training_rows
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields
-from olivine_trainer.data.tokens import Fitted, fit_example, fit_examples
+from olivine_trainer.data.tokens import Fitted, fitted_of
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.storage.ranges import RangeFile
@@ -116,22 +118,23 @@ def load_rows(
 
 
 def prepare_examples(
-    data: Data, loaded: LoadedRows, tokenizer: Any, *, stop_ids: frozenset[int], for_head: bool = False
+    data: Data,
+    loaded: LoadedRows,
+    tokenizer: Any,
+    *,
+    stop_ids: frozenset[int],
+    for_head: bool = False,
+    workers: Workers | None = None,
 ) -> Prepared:
-    """Tokenise all sides. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
-
-    def maker(source: str) -> MakeExample:
-        labels = loaded.labels
-        return example_maker(data, loaded.template, tokenizer, stop_ids=stop_ids, labels=labels, source=source, for_head=for_head)
+    """Tokenise all sides, by `workers`. Raises DataError: a row too long with onOverflow Fail, or no row left to train on or to measure."""
+    workers = workers or Workers()
+    workers.begin(RowMaker(data, loaded.template, loaded.augmenter, loaded.labels, tokenizer, stop_ids, for_head))
 
     def fitted(rows: Sequence[Row], source: str) -> Fitted:
-        make = maker(source)
-        return fit_examples(
-            rows, lambda row: make(row, None), max_length=data.max_length, on_overflow=data.on_overflow, source=source
-        )
+        return fitted_of(rows, workers.map(RowMaker.fit, [(row, source) for row in rows]))
 
     train = fitted(loaded.split.train, "data.train")
-    streamed = _streamed(data, loaded, loaded.stream, maker("data.train")) if loaded.stream is not None else None
+    streamed = StreamedRows(loaded.stream, workers, written=_written(data)) if loaded.stream is not None else None
     looked_at = train.examples if streamed is None else streamed.some(_LOOKED_AT)
     validation = fitted(loaded.split.validation, "data.validation" if data.validation is not None else "data.train")
     test = fitted(loaded.test, "data.test")
@@ -163,7 +166,7 @@ def prepare_examples(
     )
     everything = [*looked_at, *(example for side in sides[1:] for example in side.examples)]
     return Prepared(
-        train=streamed or _training_rows(data, loaded, train, maker("data.train")),
+        train=streamed or _training_rows(loaded, train, workers),
         validation=validation.examples,
         test=test.examples,
         resolved=resolved,
@@ -175,24 +178,10 @@ def prepare_examples(
     )
 
 
-def _training_rows(data: Data, loaded: LoadedRows, train: Fitted, make: MakeExample) -> TrainingRows:
+def _training_rows(loaded: LoadedRows, train: Fitted, workers: Workers) -> TrainingRows:
     if loaded.augmenter is None:
         return TokenisedRows(train.examples)
-    return AugmentedRows(train.rows, train.examples, make, loaded.augmenter, data.max_length)
-
-
-def _streamed(data: Data, loaded: LoadedRows, index: StreamIndex, make: MakeExample) -> StreamedRows:
-    def fit(row: Row, example: Example) -> Example:
-        fitted = fit_example(row, example, max_length=data.max_length, on_overflow=data.on_overflow, source="data.train")
-        if fitted is None:
-            raise DataError(
-                Reason.ROW_TOO_LONG,
-                f"{row.of('data.train')} has an answer that is longer than data.maxLength {data.max_length} and cannot be cut:"
-                " raise data.maxLength, or shorten the row",
-            )
-        return fitted
-
-    return StreamedRows(index, make=make, fit=fit, augmenter=loaded.augmenter, max_length=data.max_length, written=_written(data))
+    return AugmentedRows(train.rows, train.examples, workers)
 
 
 def _written(data: Data) -> Callable[[Row], Row]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 
@@ -22,9 +22,10 @@ from olivine_trainer.data.batches import epoch_order
 from olivine_trainer.data.blocks import Block, LoadedBlock, Place, blocks_of
 from olivine_trainer.data.clean import Removed
 from olivine_trainer.data.labels import Labels, find_labels
-from olivine_trainer.data.making import MakeExample
+from olivine_trainer.data.maker import RowMaker
 from olivine_trainer.data.rows import Row
 from olivine_trainer.data.template import RowTemplate, as_text, require_fields, require_in_row
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import DataError
 from olivine_trainer.modeling.example import Example
 from olivine_trainer.storage.ranges import RangeFile
@@ -158,23 +159,11 @@ class _Pools:
 class StreamedRows:
     """Training rows that are read, put and tokenised when a step needs them. See TrainingRows."""
 
-    def __init__(
-        self,
-        index: StreamIndex,
-        *,
-        make: MakeExample,
-        fit: Callable[[Row, Example], Example],
-        augmenter: Augmenter | None,
-        max_length: int,
-        written: Callable[[Row], Row],
-    ) -> None:
-        """`fit` makes an example as long as it may be, or raises DataError."""
+    def __init__(self, index: StreamIndex, workers: Workers, *, written: Callable[[Row], Row]) -> None:
+        """`written`: a row as the template takes it."""
         self._index = index
-        self._make = make
-        self._fit = fit
+        self._workers = workers
         self._written = written
-        self._augmenter = augmenter
-        self._max_length = max_length
         # Two of each, since a batch may straddle two pools and two epochs.
         self._pools = lru_cache(maxsize=2)(self._find_pools)
         self._order = lru_cache(maxsize=2)(_pool_order)
@@ -186,20 +175,16 @@ class StreamedRows:
     def batch(self, seed: int, step: int, size: int) -> list[Example]:
         """See TrainingRows."""
         places = (divmod(position, len(self)) for position in range(step * size, (step + 1) * size))
-        # Status counts rows that are cut: each once, when the first epoch meets it.
-        return [
-            example if epoch == 0 or not example.truncated else replace(example, truncated=False)
-            for epoch, place in places
-            for example in [self._example(seed, epoch, place)]
-        ]
+        return self._workers.map(RowMaker.read, [self._row(seed, epoch, place) for epoch, place in places])
 
     def some(self, count: int) -> list[Example]:
         """Rows of the first block, to look at before training."""
         first = self._index.blocks[0]
         loaded = first.block.load()
-        return [self._as_it_is(self._written(loaded.row(int(place)))) for place in first.kept[:count]]
+        return self._workers.map(RowMaker.kept, [(self._written(loaded.row(int(place))),) for place in first.kept[:count]])
 
-    def _example(self, seed: int, epoch: int, place: int) -> Example:
+    def _row(self, seed: int, epoch: int, place: int) -> tuple[Row, int, int, int]:
+        """The row, the seed, the epoch, and its index among all rows: what RowMaker.read takes."""
         pools = self._pools(seed, epoch)
         pool = bisect_right(pools.firsts, place) - 1
         start, end = pools.firsts[pool], pools.firsts[pool + 1]
@@ -210,15 +195,7 @@ class StreamedRows:
             drawn -= rows
             at += 1
         row = self._written(self._load(members)[at].row(int(self._index.blocks[members[at]].kept[drawn])))
-        if self._augmenter is None:
-            return self._as_it_is(row)
-        index = self._index.firsts[members[at]] + drawn
-        wording = self._augmenter.wording(row, seed=seed, epoch=epoch, index=index)
-        made = self._make(row, wording) if wording is not None else None
-        return made if made is not None and len(made.ids) <= self._max_length else self._as_it_is(row)
-
-    def _as_it_is(self, row: Row) -> Example:
-        return self._fit(row, self._make(row, None))
+        return row, seed, epoch, self._index.firsts[members[at]] + drawn
 
     def _find_pools(self, seed: int, epoch: int) -> _Pools:
         blocks = self._index.blocks

@@ -5,7 +5,7 @@ Prompt and completion are tokenised apart and joined, so that no token straddles
 the prompt tokens that training saw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -71,27 +71,24 @@ class Fitted:
     truncated: int = 0
 
 
-def fit_examples(
-    rows: Sequence[Row], make: Callable[[Row], Example], *, max_length: int, on_overflow: OnOverflow, source: str
-) -> Fitted:
-    """Every row as an example of at most `max_length` tokens.
-
-    Fail raises DataError naming the row. Drop leaves it out. Truncate cuts a prompt at its start (BOS stays) and
-    never the answer; a text at its end, where the stop token then is not taught, since the text does not end there. A row
-    whose answer alone is too long cannot be cut: it is dropped. Both are counted.
-    """
-    examples: list[Example] = []
-    kept: list[Row] = []
-    for row in rows:
-        example = fit_example(row, make(row), max_length=max_length, on_overflow=on_overflow, source=source)
-        if example is not None:
-            examples.append(example)
-            kept.append(row)
-    return Fitted(examples, kept, dropped=len(rows) - len(kept), truncated=sum(example.truncated for example in examples))
+def fitted_of(rows: Sequence[Row], made: Sequence[Example | None]) -> Fitted:
+    """What `fit_example` made of the rows."""
+    kept = [(row, example) for row, example in zip(rows, made, strict=True) if example is not None]
+    return Fitted(
+        [example for _, example in kept],
+        [row for row, _ in kept],
+        dropped=len(rows) - len(kept),
+        truncated=sum(example.truncated for _, example in kept),
+    )
 
 
 def fit_example(row: Row, example: Example, *, max_length: int, on_overflow: OnOverflow, source: str) -> Example | None:
-    """One of them: as it is, cut, or None where it is dropped; see `fit_examples`."""
+    """A row as an example of at most `max_length` tokens: as it is, cut, or None where it is dropped.
+
+    Fail raises DataError naming the row. Drop leaves it out. Truncate cuts a prompt at its start (BOS stays) and
+    never the answer; a text at its end, where the stop token then is not taught, since the text does not end there. A row
+    whose answer alone is too long cannot be cut: it is dropped.
+    """
     if example.width <= max_length:
         return example
     if on_overflow is OnOverflow.FAIL:

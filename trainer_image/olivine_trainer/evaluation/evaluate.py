@@ -75,9 +75,18 @@ class Evaluator:
         """Everything that is measured, and whether lower is better."""
         return {key: lower for rows in self._sets() for key, lower in rows.keys.items()}
 
+    @property
+    def validation_keys(self) -> list[str]:
+        """What is measured of the validation rows: what may decide while training."""
+        return list(self._of_validation.keys)
+
     def loss_only(self, tick: Tick) -> dict[str, float]:
         """evalLoss, and perplexity where it is asked for."""
         return self._loss(self.examples, self.metrics, tick)
+
+    def validation_only(self, tick: Tick) -> dict[str, float]:
+        """All metrics of the validation rows; no sample answers, and nothing of the other rows."""
+        return self._measured(self._of_validation, tick, samples=0)[0]
 
     def everything(self, tick: Tick) -> Evaluated:
         """All metrics and the sample answers; the answers that metrics need serve as samples too."""
@@ -92,8 +101,12 @@ class Evaluator:
             samples = answers[: self.samples] if validation else samples
         return Evaluated(metrics=found, answers=samples)
 
+    @property
+    def _of_validation(self) -> RowSet:
+        return RowSet("", self.examples, self.metrics)
+
     def _sets(self) -> list[RowSet]:
-        return [rows for rows in (RowSet("", self.examples, self.metrics), *self.others) if rows.examples]
+        return [rows for rows in (self._of_validation, *self.others) if rows.examples]
 
     def sample_examples(self) -> list[Example]:
         """The rows that `Evaluated.answers` belong to."""
@@ -107,9 +120,14 @@ class Evaluator:
         free = [measure for measure in measures if measure.compare is not None and self._is_free(measure)]
         wanted = asked if chosen else asked[:samples]
         by_loss = rows.with_loss or any(measure.compare is None for measure in measures)
-        passes = _Passes(tick, by_loss + bool(wanted) + bool(free and asked))
-        metrics = self._loss(examples, measures, passes.next()) if by_loss else {}
-        answers = self._answers(wanted, passes.next()) if wanted else []
+        head = self.scorer if isinstance(self.scorer, HeadScorer) else None
+        at_once = head if by_loss and self.loss.likelihood and len(wanted) == len(examples) else None
+        passes = _Passes(tick, (by_loss and at_once is None) + bool(wanted) + bool(free and asked))
+        if at_once is not None:
+            answers, metrics = self._answers_and_loss(at_once, wanted, measures, passes.next())
+        else:
+            metrics = self._loss(examples, measures, passes.next()) if by_loss else {}
+            answers = self._answers(wanted, passes.next()) if wanted else []
         if wanted:
             metrics |= compared_by(chosen, wanted, answers)
         if free and asked:
@@ -126,6 +144,14 @@ class Evaluator:
         with self.autocast():
             return self.scorer.answers(examples, batch_size=self.batch_rows(), tick=tick, world=self.world)
 
+    def _answers_and_loss(
+        self, head: HeadScorer, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick
+    ) -> tuple[list[str], dict[str, float]]:
+        """Of a head: both in one pass."""
+        with self.autocast():
+            answers, loss = head.answers_and_loss(examples, batch_size=self.batch_rows(), tick=tick, world=self.world)
+        return answers, self._told(loss, measures)
+
     def _loss(self, examples: Sequence[Example], measures: Sequence[Measure], tick: Tick) -> dict[str, float]:
         with self.autocast():
             loss = mean_loss(
@@ -137,6 +163,10 @@ class Evaluator:
                 tick=tick,
                 world=self.world,
             )
+        return self._told(loss, measures)
+
+    def _told(self, loss: float, measures: Sequence[Measure]) -> dict[str, float]:
+        """The loss by its key, and perplexity where it is asked for."""
         found = {EVAL_LOSS: loss}
         if self.loss.likelihood and any(PERPLEXITY in measure.keys for measure in measures):
             found[PERPLEXITY] = math.exp(min(loss, _LARGEST_EXPONENT))

@@ -9,7 +9,7 @@ import torch
 from olivine_trainer.evaluation.loss import Tick
 from olivine_trainer.evaluation.sharing import answered
 from olivine_trainer.modeling.example import Example
-from olivine_trainer.modeling.forward import collate, learned_logits
+from olivine_trainer.modeling.forward import collate, cross_entropy, learned_logits
 from olivine_trainer.world.world import World
 
 
@@ -23,14 +23,26 @@ class HeadScorer:
     pad_id: int
     device: torch.device
 
-    @torch.no_grad()
     def answers(self, examples: Sequence[Example], *, batch_size: int, tick: Tick, world: World) -> list[str]:
         """The best label of each row, in the order of `examples`; of equal ones the first."""
+        return self.answers_and_loss(examples, batch_size=batch_size, tick=tick, world=world)[0]
+
+    @torch.no_grad()
+    def answers_and_loss(
+        self, examples: Sequence[Example], *, batch_size: int, tick: Tick, world: World
+    ) -> tuple[list[str], float]:
+        """The answers, and the mean loss that `mean_loss` would measure: both stand in the same logits, so one forward does."""
         self.classifier.eval()
+        total, rows = 0.0, 0
 
         def best(members: list[Example]) -> list[str]:
+            nonlocal total, rows
             batch = collate(members, self.pad_id, self.device)
-            logits = learned_logits(self.classifier, batch.ids, batch.mask, batch.positions, split_head=True)
-            return [self.texts[index] for index in logits.float().argmax(dim=-1).tolist()]
+            logits = learned_logits(self.classifier, batch.ids, batch.mask, batch.positions, split_head=True).float()
+            total += float(cross_entropy(logits, batch.labels))
+            rows += batch.weight
+            return [self.texts[index] for index in logits.argmax(dim=-1).tolist()]
 
-        return answered(examples, batch_size, best, tick=tick, world=world)
+        found = answered(examples, batch_size, best, tick=tick, world=world)
+        total, rows = world.sums([total, rows])
+        return found, total / max(rows, 1)

@@ -27,6 +27,18 @@ def require_measured(field: str, metric: str, measured: Collection[str]) -> None
     )
 
 
+def require_followed(field: str, metric: str, followed: Collection[str], measured: Collection[str]) -> None:
+    """As `require_measured`, for a metric that decides while training: data.test and benchmarks must have no part in that."""
+    if camel(metric) in followed or camel(metric) not in measured or not followed:
+        require_measured(field, metric, followed)
+        return
+    raise ConfigurationError(
+        Reason.INVALID_SPEC,
+        f"{field} is {metric}, which is of data.test or a benchmark: training that ends by it has seen these rows, and they are measured"
+        f" only before and after; name a metric of the validation rows ({', '.join(followed)}), and put {metric} into evaluation.gates",
+    )
+
+
 def key_of(rows: str, metric: str) -> str:
     """The key of a metric over named rows: test + accuracy -> testAccuracy, test + evalLoss -> testLoss; '' names validation."""
     if not rows:

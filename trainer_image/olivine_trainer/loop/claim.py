@@ -129,8 +129,8 @@ def fetch_sources(
     rows = load_rows(spec.data, train, validation, test, benchmarks, seed=spec.training.seed)
     if rows.removed.leaked:
         warn(f"{rows.removed.leaked} training rows are left out: data.validation, data.test or a benchmark has them too")
-    if not rows.split.validation:
-        warn("there are no validation rows (data.validation or data.validationFraction): only the training loss is reported")
+    if not (rows.split.validation or test or benchmarks):
+        warn("there are no rows to measure on (data.validation or data.validationFraction): only the training loss is reported")
     board.progress(stage=Stage.LOADING_MODEL)
     model = fetcher.model()
     log("sources are here", rows=rows.train_rows, validationRows=len(rows.split.validation), modelBytes=model.bytes)

@@ -1,5 +1,6 @@
 """One attempt, set up: model, data, engine and evaluator, checked against one another."""
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import torch
 from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.reasons import Reason
 from olivine_api.status import Resolved, ResolvedModel
+from olivine_trainer.data.ahead import RowsAhead
 from olivine_trainer.data.batches import total_steps
 from olivine_trainer.data.grouping import GroupedRows
 from olivine_trainer.data.prepare import Prepared, prepare_examples
+from olivine_trainer.data.workers import Workers
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.evaluation.evaluate import Evaluator
-from olivine_trainer.evaluation.keys import require_measured
+from olivine_trainer.evaluation.keys import require_followed, require_measured
 from olivine_trainer.job import Job
 from olivine_trainer.loop.agreement import Agreement
 from olivine_trainer.loop.answers import has_head, label_scorer
@@ -54,6 +57,14 @@ class Run:
     evaluator: Evaluator
     tracker: Tracker
     uploads: Uploads
+    workers: Workers
+
+    def close(self) -> None:
+        """End what works beside training, whatever ended that."""
+        if isinstance(self.data.train, RowsAhead):
+            self.data.train.close()
+        self.workers.close()
+        self.uploads.close()
 
 
 def set_up(
@@ -79,6 +90,7 @@ def set_up(
     accelerator = make_accelerator(precision, world)
     micro = _micro_batch(spec.training.batch_size, micro_batch, world)
     trusted = spec.model.trust_remote_code
+    workers = Workers(spec.training.data_loader_workers)
     tokenizer = load_tokenizer(sources.model.folder, uri, trust_remote_code=trusted)
     base = load_model(
         sources.model.folder,
@@ -90,7 +102,11 @@ def set_up(
     )
     stop.check()
     tokenizer = fitted_to(base, tokenizer)
-    data = prepare_examples(spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec))
+    start = time.monotonic()
+    data = prepare_examples(
+        spec.data, sources.rows, tokenizer.backend, stop_ids=tokenizer.stop_ids, for_head=has_head(spec), workers=workers
+    )
+    log("the rows are tokenised", seconds=round(time.monotonic() - start, 2), workers=workers.count)
     _check_positions(data, base.config, spec.data.max_length)
     _check_tokens(data, embeddings(base), uri)
     parameters = base.num_parameters()
@@ -102,6 +118,8 @@ def set_up(
     )
     if spec.training.group_by_length:
         data = replace(data, train=GroupedRows(data.train, total_steps=steps))
+    if workers.count and (spec.data.streaming or spec.data.augmentation):  # all other rows are examples by now
+        data = replace(data, train=RowsAhead(data.train, total_steps=steps))
     engine = build_engine(
         spec,
         base,
@@ -172,7 +190,20 @@ def set_up(
         leads=world.leads,
     )
     return Run(
-        job, claim, board, stop, scratch, world, Agreement(world, stop), micro, data, engine, evaluator, tracker, Uploads(world)
+        job,
+        claim,
+        board,
+        stop,
+        scratch,
+        world,
+        Agreement(world, stop),
+        micro,
+        data,
+        engine,
+        evaluator,
+        tracker,
+        Uploads(world),
+        workers,
     )
 
 
@@ -182,7 +213,8 @@ def _require_measured(spec: FineTuneJobSpec, evaluator: Evaluator) -> None:
         if gate.metric is not None:
             require_measured(f"evaluation.gates[{number}].metric", gate.metric, evaluator.keys)
     if spec.training.early_stopping is not None:
-        require_measured("training.earlyStopping.metric", spec.training.early_stopping.metric, evaluator.keys)
+        metric = spec.training.early_stopping.metric
+        require_followed("training.earlyStopping.metric", metric, evaluator.validation_keys, evaluator.keys)
 
 
 def own_loss_of(job: Job) -> OwnClass | None:

@@ -43,7 +43,7 @@ def metric_of(asked: EarlyStopping) -> str:
 
 
 def needs_answers(asked: EarlyStopping | None) -> bool:
-    """Whether each evaluation must measure everything: the validation loss alone does not tell the metric."""
+    """Whether each evaluation must measure all of the validation rows' metrics: their loss alone does not tell the metric."""
     return asked is not None and metric_of(asked) not in _CHEAP
 
 

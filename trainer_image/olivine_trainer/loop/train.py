@@ -87,7 +87,7 @@ def train(
     try:
         return _train_and_publish(run, done)
     finally:
-        run.uploads.close()
+        run.close()
 
 
 def _train_and_publish(run: Run, done: Progressed) -> Published:
@@ -287,9 +287,9 @@ def _evaluate_between(run: Run, done: Progressed) -> Progressed:
         return done
     run.board.progress(stage=Stage.EVALUATING)
     stopping = run.job.spec.training.early_stopping
-    everything = needs_answers(stopping)
+    measure = run.evaluator.validation_only if needs_answers(stopping) else run.evaluator.loss_only
     with run.engine.whole():
-        metrics = run.evaluator.everything(_ticker(run)).metrics if everything else run.evaluator.loss_only(_ticker(run))
+        metrics = measure(_ticker(run))
     run.engine.schedule.observe(metrics[EVAL_LOSS])
     done = done.model_copy(update={"evaluated_step": done.step, "metrics": {**done.metrics, **finite(metrics)}})
     run.board.point(done.step, eval_loss=metrics[EVAL_LOSS])
