@@ -55,6 +55,9 @@ class Reason(StrEnum):
     CLAIM_NOT_BOUND = "ClaimNotBound"
     PLUGIN_FAILED = "PluginFailed"
     LOSS_NOT_CONFORMING = "LossNotConforming"
+    BUNDLE_DAMAGED = "BundleDamaged"
+    ADAPTERS_REJECTED = "AdaptersRejected"
+    PARITY_UNMET = "ParityUnmet"
 
     # the platform's to mend
     STORAGE_UNAVAILABLE = "StorageUnavailable"

@@ -50,14 +50,21 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def make_tiny(family: str, folder: Path) -> Path:
+# onnxruntime's attention wants heads of a multiple of 16.
+WIDE = {"hidden_size": 64, "num_attention_heads": 4}
+WIDE_HEADS = {**WIDE, "head_dim": 16}
+
+
+def make_tiny(family: str, folder: Path, **changes: Any) -> Path:
     """Writes a random model of a family, of 2 layers, 32 wide, with its tokenizer, in Hugging Face layout; returns the folder."""
     import torch
     import transformers
 
     config_name, model_name, sizes = FAMILIES[family]
     torch.manual_seed(7)
-    config = getattr(transformers, config_name)(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    config = getattr(transformers, config_name)(
+        vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1, pad_token_id=1, **(sizes | changes)
+    )
     getattr(transformers, model_name)(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from olivine_trainer.cli.bundle import add_bundle, run_bundle
 from olivine_trainer.early_signals import EARLY
 
 
@@ -15,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from olivine_trainer.cli.worker import work  # noqa: PLC0415  (PID 1 stays light)
 
         return work(Path(parsed.folder))
+    if parsed.verb == "bundle":
+        return run_bundle(parsed)
     EARLY.install()
     # Only now: these take a second, in which a SIGTERM would be lost.
     from olivine_trainer.cli.manifest import MOUNTED, bare, read_manifest, read_mounted_job  # noqa: PLC0415
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _with_verb(arguments: list[str]) -> list[str]:
     """`train` is the default verb."""
-    if arguments and (arguments[0] in ("train", "worker", "-h", "--help")):
+    if arguments and (arguments[0] in ("train", "worker", "bundle", "-h", "--help")):
         return arguments
     return ["train", *arguments]
 
@@ -51,4 +54,5 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--uid", help="default: made from the specification, so that the same one resumes")
     worker = verbs.add_parser("worker", help="one training process; started by train")
     worker.add_argument("folder", help="where the job stands and the snapshot goes")
+    add_bundle(verbs, builds=True)
     return parser

@@ -102,6 +102,14 @@ def read_manifest(path: Path, *, namespace: str | None, name: str | None, uid: s
     return Job(spec=spec, identity=identity, plugins={file: config_maps[file] for file in sorted(wanted & set(config_maps))})
 
 
+def load_one(path: Path) -> Any:
+    """The one document of a YAML or JSON file. Raises ConfigurationError where there are more, or none."""
+    documents = _load_yaml(path)
+    if len(documents) != 1:
+        raise ConfigurationError(Reason.INVALID_SPEC, f"{path.name} holds {len(documents)} documents: give exactly one")
+    return documents[0]
+
+
 def _job_of(documents: list[Any], path: Path) -> tuple[Any, dict[str, str]]:
     """The one document that is no ConfigMap, and the ConfigMaps' files by `<ConfigMap>/<key>`."""
     files: dict[str, str] = {}

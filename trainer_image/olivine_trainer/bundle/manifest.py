@@ -1,0 +1,101 @@
+"""manifest.json: what a bundle holds, file by file, and what its slots and adapters are."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from olivine_api.base import StatusModel
+from olivine_trainer.bundle.files import ADAPTERS
+from olivine_trainer.bundle.slots import Slot
+from olivine_trainer.digests import folder_digest, sha256_file
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+_TOOLS = ("onnx-ir", "onnxruntime", "onnxruntime-genai", "peft", "torch", "transformers")
+
+
+class BundledFile(StatusModel):
+    """One file of the payload."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class BundledAdapter(StatusModel):
+    """One adapter as it was built in."""
+
+    name: str
+    source_digest: str
+    """sha256 over the sorted (path, sha256) of the files that it was read from."""
+    rank: int
+    targets: list[str]
+    scaling: dict[str, float]
+    """What its B matrices were multiplied by, by slot."""
+
+
+class Manifest(StatusModel):
+    """A bundle's content; `digest` names it."""
+
+    version: int = 1
+    digest: str
+    """sha256 over the sorted (path, sha256) of `files`."""
+    model_digest: str
+    """Of the Hugging Face folder that the base was built from."""
+    base_digest: str
+    """Of the files outside adapters/."""
+    precision: str
+    target: str
+    slots: list[Slot]
+    adapters: list[BundledAdapter]
+    tools: dict[str, str]
+    files: list[BundledFile]
+
+    @classmethod
+    def describe(
+        cls, folder: Path, *, model_digest: str, precision: str, target: str, slots: list[Slot], adapters: list[BundledAdapter]
+    ) -> Self:
+        """The manifest of a finished folder."""
+        files = files_of(folder)
+        sums = {file.path: file.sha256 for file in files}
+        return cls(
+            digest=folder_digest(sums),
+            model_digest=model_digest,
+            base_digest=base_digest(sums),
+            precision=precision,
+            target=target,
+            slots=slots,
+            adapters=adapters,
+            tools={name: importlib.metadata.version(name) for name in _TOOLS},
+            files=files,
+        )
+
+    def write(self, folder: Path) -> None:
+        """As JSON, with canonical bytes."""
+        (folder / MANIFEST).write_text(self.model_dump_json(by_alias=True, indent=1) + "\n")
+
+
+def payload_of(folder: Path) -> list[str]:
+    """The paths of all files but the manifest and the measurements, sorted."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path not in (MANIFEST, REPORT))
+
+
+def files_of(folder: Path) -> list[BundledFile]:
+    """The payload, with its sums."""
+    return [
+        BundledFile(path=path, sha256=sha256_file(folder / path), bytes=(folder / path).stat().st_size)
+        for path in payload_of(folder)
+    ]
+
+
+def base_digest(sums: Mapping[str, str]) -> str:
+    """What names a base: its files, without the adapters."""
+    return folder_digest({path: sha256 for path, sha256 in sums.items() if not path.startswith(f"{ADAPTERS}/")})
+
+
+def digest_of(folder: Path) -> str:
+    """sha256 over the sorted (path, sha256) of all of a folder's files."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return folder_digest({path.relative_to(folder).as_posix(): sha256_file(path) for path in found})

@@ -1,0 +1,36 @@
+"""report.json: what was measured of a bundle. It stays outside the digest: the same bundle may be measured again."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from olivine_api.adapterbundle import AdapterStatus
+from olivine_api.base import StatusModel
+
+
+class BaseParity(StatusModel):
+    """The graph without an adapter against PyTorch's base."""
+
+    max_logit_difference: float
+    """Of the fp32 build, as are the two agreements."""
+    top1_agreement: float
+    greedy_agreement: float
+    mean_kl: Annotated[float, Field(alias="meanKL")]
+    """Of the shipped build."""
+
+
+class BundleReport(StatusModel):
+    """A bundle's measurements."""
+
+    digest: str
+    base_digest: str
+    precision: str
+    prompts: int
+    total_bytes: int
+    merged_equivalent_bytes: int
+    """What as many merged models would take."""
+    base: BaseParity
+    switching_difference: float
+    """The worst logit of one generator that goes from adapter to adapter and back to the base, against fresh ones."""
+    adapters: list[AdapterStatus]
+    """With the names of an AdapterBundle's status."""
