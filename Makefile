@@ -8,7 +8,7 @@ export PYTHONUTF8 := 1
 export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY),localhost,127.0.0.1),10.88.0.0/14
 export no_proxy := $(NO_PROXY)
 
-.PHONY: help env lock generate fmt verify test test-full bench-trainer bench-results demo cluster cluster-down clean
+.PHONY: help env lock generate fmt verify test test-full bench-trainer bench-results demo cluster put cluster-down clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ demo: cluster ## Fine-tune a small model on the embedded cluster and show base a
 cluster: env ## Start the embedded cluster with S3, the base model and the operator, and leave it running
 	@rm -f .olivine/temporary
 	$(PY) -m devcluster up
+
+put: env ## Put FILE into the embedded cluster's store, for data.train.uri
+	$(PY) -m tools.put $(FILE)
 
 cluster-down: ## Stop the embedded cluster and remove every trace of it
 	@[ ! -x $(PY) ] || $(PY) -m devcluster down

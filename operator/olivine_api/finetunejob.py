@@ -1,5 +1,6 @@
 """FineTuneJob: what a user writes. Field docstrings become the CRD's descriptions and the API reference."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -145,6 +146,13 @@ def _has_validation(spec: "FineTuneJobSpec") -> bool:
     return spec.data.validation is not None or spec.data.validation_fraction is not None
 
 
+def _stops_by_test_rows(spec: "FineTuneJobSpec") -> bool:
+    stopping = spec.training.early_stopping
+    if stopping is None or re.search(r"^test(_|[A-Z])", stopping.metric) is None:
+        return False
+    return all(metric.name != stopping.metric for metric in spec.evaluation.metrics or ())
+
+
 class FineTuneJobSpec(ApiModel):
     """A fine-tuning run."""
 
@@ -285,6 +293,14 @@ class FineTuneJobSpec(ApiModel):
             cel="!has(self.training.earlyStopping) || has(self.evaluation.everySteps)",
             holds=lambda s: s.training.early_stopping is None or s.evaluation.every_steps is not None,
             message="training.earlyStopping needs evaluation.everySteps: it follows the evaluations",
+        ),
+        Rule(
+            cel="!has(self.training.earlyStopping) || !self.training.earlyStopping.metric.matches('^test(_|[A-Z])') ||"
+            " (has(self.evaluation.metrics) && self.evaluation.metrics.exists(m, m.name == self.training.earlyStopping.metric))",
+            holds=lambda s: not _stops_by_test_rows(s),
+            message="training.earlyStopping.metric must be of the validation rows, not of data.test: training that ends by it has seen"
+            " them; write eval_loss or a name of evaluation.metrics, and put the test metric into evaluation.gates",
+            field_path=".training.earlyStopping",
         ),
         Rule(
             cel="!(has(self.data.packing) && self.data.packing && has(self.training.loss) && has(self.training.loss.configMap))",

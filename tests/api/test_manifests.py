@@ -147,6 +147,10 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"task": "Summarization", "data.template": {"text": "{a}"}, "data.lossOn": "All"},
         "task Summarization needs",
     ),
+    "stopping by the test rows": (
+        {"training.earlyStopping": {"metric": "test_accuracy"}, "evaluation.everySteps": 5},
+        "must be of the validation rows, not of data.test",
+    ),
     "evaluation without rows": ({"data.validationFraction": None, "evaluation.everySteps": 5}, "no rows to evaluate on"),
     "metrics without rows": (
         {"data.validationFraction": None, "evaluation.metrics": [{"name": "perplexity"}]},

@@ -185,6 +185,19 @@ def test_deleting_a_job_takes_its_children_with_it(cluster: Cluster, calm: FineT
     )
 
 
+def test_rows_of_ones_own_are_put_into_the_store(tmp_path: Path) -> None:
+    def put(path: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "tools.put", str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    rows = tmp_path / "own-rows.jsonl"
+    rows.write_text('{"phrase": "ha", "tone": "amused"}\n')
+    assert put(rows).stdout == "s3://olivine/data/own-rows.jsonl\n"
+    assert bytes(s3("olivine").get("data/own-rows.jsonl").bytes()) == rows.read_bytes()
+    missing = put(tmp_path / "none.jsonl")
+    assert missing.returncode == 2
+    assert "there is no such file" in missing.stderr
+
+
 def test_the_demo_teaches_the_model_the_tone_of_a_phrase_and_never_falls_silent() -> None:
     # The README's first command, but for the cluster, which is up: apply, follow, show.
     demo = subprocess.Popen(

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from olivine_api.exit_codes import Category
 from olivine_api.reasons import Reason
-from olivine_api.status import ConditionType, Failure
+from olivine_api.status import ConditionType, Failure, FineTuneJobStatus
 from olivine_operator.plan.conditions import find, truncate
 from olivine_operator.plan.draft import Draft
 from olivine_operator.plan.outcome import DeleteChild, SuspendChild
@@ -49,9 +49,19 @@ def succeed(draft: Draft) -> None:
     else:
         # The Job is complete only after publishing, but nobody told where.
         where = f"the final report was lost; the artifacts lie below {status.storage_uri or 'the storage prefix'}/artifacts"
-    steps = f"trained {status.progress.step} steps; " if status.progress is not None else ""
     _stop(draft)
-    draft.set(ConditionType.COMPLETE, "True", Reason.COMPLETED, f"{steps}{where}")
+    draft.set(ConditionType.COMPLETE, "True", Reason.COMPLETED, f"{_trained(status)}{where}")
+
+
+def _trained(status: FineTuneJobStatus) -> str:
+    """How long, and whether early stopping ended it: then the weights of the best evaluation are published."""
+    progress = status.progress
+    if progress is None:
+        return ""
+    if progress.total_steps is None or progress.step >= progress.total_steps or status.best is None:
+        return f"trained {progress.step} steps; "
+    best = f"{status.best.metric} was best at step {status.best.step}, whose weights are published"
+    return f"stopped early after {progress.step} of {progress.total_steps} steps: {best}; "
 
 
 def _end_failed(draft: Draft, reason: str, message: str) -> None:

@@ -98,6 +98,20 @@ def test_an_undisturbed_life_has_three_statuses_and_six_events() -> None:
     assert third.status.completion_time == after(61)
 
 
+def test_a_job_that_stopped_early_says_whose_weights_are_published() -> None:
+    final = {
+        "attempt": 1,
+        "progress": {"stage": "Publishing", "step": 8, "totalSteps": 40},
+        "best": {"step": 4, "metric": "accuracy", "value": 0.9},
+        "artifacts": [{"kind": "Adapter", "uri": "s3://x", "digest": "d", "bytes": 1}],
+    }
+    last = pod(phase="Succeeded", termination=ended(0, {"reason": "Completed", "message": "", "snapshot": final}, at=after(60)))
+    ended_well = look(running(), now=after(61), kind=child("Complete"), pods=[last])
+    assert ended_well.status is not None
+    told = condition(ended_well.status, "Complete").message
+    assert told == "stopped early after 8 of 40 steps: accuracy was best at step 4, whose weights are published; adapter at s3://x"
+
+
 def test_a_complete_job_whose_pod_is_not_seen_yet_waits_a_little_then_ends_with_what_it_knows() -> None:
     early = look(running(), now=after(3), kind=child("Complete"))
     assert early.status is None

@@ -72,5 +72,5 @@ def _upload(run: Run, step: int, folder: Path) -> CheckpointStatus:
     run.tracker.flush()
     with tolerated("old checkpoints are left behind"):
         prune_checkpoints(run.claim.run, run.claim.attempt, run.job.spec.checkpoint.keep)
-    log("checkpoint saved", uri=status.uri, seconds=seconds, shareOfStepTime=run.tracker.saving_share)
+    log("checkpoint saved", step=step, uri=status.uri, seconds=seconds, shareOfStepTime=run.tracker.saving_share)
     return status
