@@ -58,7 +58,9 @@ def _trained(status: FineTuneJobStatus) -> str:
     progress = status.progress
     if progress is None:
         return ""
-    if progress.total_steps is None or progress.step >= progress.total_steps or status.best is None:
+    # Only the final report names artifacts; without it the step is one on the way.
+    early = status.artifacts and progress.total_steps is not None and progress.step < progress.total_steps
+    if not early or status.best is None:
         return f"trained {progress.step} steps; "
     best = f"{status.best.metric} was best at step {status.best.step}, whose weights are published"
     return f"stopped early after {progress.step} of {progress.total_steps} steps: {best}; "

@@ -276,6 +276,24 @@ def test_the_command_answers_with_the_adapter_that_is_named(
     assert "this bundle has attention, everything" in capsys.readouterr().err
 
 
+def test_the_command_says_what_it_cannot_run(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(prompt: str) -> tuple[int, str]:
+        return main(["bundle", "run", str(bundle), "--adapter", "houlsby", "--prompt", prompt]), capsys.readouterr().err
+
+    code, said = run("")
+    assert (code, "--prompt is empty" in said) == (10, True)
+    (bundle / "model.onnx").unlink()
+    code, said = run("Phrase: ha")
+    assert (code, "onnxruntime cannot load it" in said, "Traceback" in said) == (12, True, False)
+
+
+def test_a_base_that_cannot_be_loaded_is_told(model: Path, good: dict[str, Path], tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"a \.safetensors file of model\.uri file://.*/broken is truncated or damaged"):
+        build_bundle(_spec(broken, good), tmp_path / "out")
+
+
 def test_the_documented_example_runs_without_olivine(built: tuple[Path, BundleReport]) -> None:
     page = (Path(__file__).parents[3] / "docs/bundles.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -68,6 +68,18 @@ def test_the_machines_faults_are_not_the_models(
         loading.load_model(tmp_path, "s3://models/x", torch.float32)
 
 
+def test_a_truncated_file_of_weights_is_the_models_fault(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    from olivine_trainer.modeling.loading import load_model
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"a \.safetensors file of model\.uri s3://models/x is truncated or damaged .*: upload"):
+        load_model(folder, "s3://models/x", torch.float32)
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "says"),
     [

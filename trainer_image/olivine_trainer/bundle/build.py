@@ -37,7 +37,7 @@ def build_bundle(spec: BuildSpec, target: Path) -> BundleReport:
     if not (model / "config.json").is_file():
         raise ModelError(Reason.MODEL_NOT_FOUND, f"model.uri: {model} has no config.json, it must be a Hugging Face folder")
     sources = {one.name: local_folder(one.uri, f"adapters {one.name}: uri") for one in spec.adapters}
-    reference = Reference(model)
+    reference = Reference(model, spec.model.uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bundle-") as scratch:
         exact, shipped = _build_bases(spec, model, Path(scratch))

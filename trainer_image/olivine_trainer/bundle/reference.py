@@ -10,16 +10,16 @@ import torch
 from olivine_trainer.bundle.bottleneck_reader import CONFIG as BOTTLENECK
 from olivine_trainer.bundle.bottleneck_reader import WEIGHTS, bottleneck_of
 from olivine_trainer.bundle.slots import Floats
+from olivine_trainer.modeling.loading import load_model, load_tokenizer
 
 
 class Reference:
     """A causal model in fp32."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  (seconds)
-
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    def __init__(self, folder: Path, uri: str) -> None:
+        """`uri`: what an error calls the model. Raises ModelError where it cannot be loaded."""
+        self.model: Any = load_model(folder, uri, torch.float32).eval()
+        self.tokenizer: Any = load_tokenizer(folder, uri).backend
 
     def adapted(self, adapter: Path) -> Any:
         """A model with an adapter on it, that shares the base's weights; the base itself stays as it is."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -97,6 +98,11 @@ def load_model(
                 output_loading_info=True,
                 **(loading_options(quantization, dtype, skip=["score"] if labels else None) if quantization is not None else {}),
             )
+        except SafetensorError as error:
+            raise ModelError(
+                Reason.MODEL_UNSUPPORTED,
+                f"a .safetensors file of model.uri {uri} is truncated or damaged ({first_line(error)}): upload the model again",
+            ) from None
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
             told = complaint(error, reports)
             _raise_platform_fault(told, uri)
