@@ -1,5 +1,6 @@
 """AdapterBundle: adapters of one base model as one multi-adapter ONNX model. Field docstrings become the CRD's descriptions."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -8,8 +9,9 @@ from pydantic import Field, StringConstraints
 from olivine_api.base import ApiModel, Rule, StatusModel
 from olivine_api.finetunejob import Retries
 from olivine_api.pods import LabelSelector, Pods
+from olivine_api.publish import Publish
 from olivine_api.sources import LocalObjectReference, ModelSource, Source, Storage, Uri
-from olivine_api.status import Condition, Digest, Message, ReasonText, ShortText, StorageUri
+from olivine_api.status import Condition, Digest, Failure, Message, ShortText, StorageUri
 
 ADAPTER_LIMIT = 64
 AdapterName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
@@ -103,11 +105,6 @@ class AdapterBundleSpec(ApiModel):
             holds=lambda s: s.model is not None or all(adapter.job_ref is not None for adapter in s.adapters or ()),
             message="model is needed where an adapter comes from a uri: only a FineTuneJob knows its base",
         ),
-        Rule(
-            cel="false",
-            holds=lambda _: False,
-            message="AdapterBundle is not served by this release: publish adapters by FineTuneJobs, and build the bundle with a later one",
-        ),
     )
 
     model: BundleModel | None = None
@@ -118,10 +115,14 @@ class AdapterBundleSpec(ApiModel):
     onnx: Onnx = Onnx()
     verify: Verify = Verify()
     storage: Storage
+    publish: Publish | None = None
+    """A second place for each version: another prefix, or a repository of a hub."""
     pods: Pods = Pods()
     update_policy: Literal["OnChange", "Manual"] = "OnChange"
+    """Manual: finished jobs are gathered only when the spec changes, or the annotation olivine.dev/update gets another value."""
     retention: Retention = Retention()
     suspend: bool = False
+    """Build nothing; a build that runs is ended, and goes on from what it has uploaded."""
     retries: Retries = Retries()
     active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = None
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
@@ -144,6 +145,10 @@ class BaseStatus(StatusModel):
     digest: Digest
     bytes: int
     precision: ShortText
+    model_digest: Digest | None = None
+    """Of the Hugging Face folder that it was built from."""
+    uri: StorageUri | None = None
+    """Where it is kept for versions to come."""
 
 
 class BundleStatus(StatusModel):
@@ -175,15 +180,52 @@ class AdapterStatus(StatusModel):
     load_milliseconds: float | None = None
     switch_microseconds: float | None = None
     overhead_percent: float | None = None
+    model_digest: Digest | None = None
+    """Of the base that it was trained on, where that is known."""
+    version: int | None = None
+    """The bundle's version that it came with."""
     state: Literal["Ready", "Rejected", "Orphaned", "Waiting"]
     reason: Message | None = None
 
 
-class BundleFailure(StatusModel):
-    """Why the bundle failed."""
+class BundleConditionType(StrEnum):
+    """The conditions of an AdapterBundle; Reconciling and Stalled follow kstatus."""
 
-    reason: ReasonText
-    message: Message
+    READY = "Ready"
+    BUILT = "Built"
+    VERIFIED = "Verified"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class BuildStatus(StatusModel):
+    """The newest build: written down before its Job is made."""
+
+    sequence: Annotated[int, Field(ge=1)]
+    digest: Digest
+    """Names its inputs."""
+    generation: int
+    """Of the spec that it was made from."""
+    job: ShortText
+    """Name of its Job."""
+    update: ShortText | None = None
+    """The annotation olivine.dev/update then."""
+    stage: ShortText | None = None
+    verified: int | None = None
+    started_at: datetime | None = None
+    """When its first pod ran."""
+    finished_at: datetime | None = None
+    failed: bool = False
+
+
+class BundleSummary(StatusModel):
+    """For people: what `kubectl get` shows."""
+
+    adapters: ShortText
+    """Ready and all: 3/4."""
+    size: ShortText | None = None
+    worst_parity: float | None = None
+    """The largest maxLogitDifference."""
 
 
 class AdapterBundleStatus(StatusModel):
@@ -195,6 +237,15 @@ class AdapterBundleStatus(StatusModel):
     base: BaseStatus | None = None
     bundle: BundleStatus | None = None
     adapters: Annotated[list[AdapterStatus], Field(max_length=ADAPTER_LIMIT)] = []
+    summary: BundleSummary | None = None
+    build: BuildStatus | None = None
+    restarts: int = 0
+    """Incidents of the newest build that cost a pod."""
+    restart_times: Annotated[list[datetime], Field(max_length=64)] = []
+    last_failure: Failure | None = None
+    next_retry_time: datetime | None = None
+    selector_digest: Digest | None = None
+    """Of the selector by which Orphaned adapters came: they go when it changes."""
 
 
 def parse_bundle(raw: dict[str, Any]) -> AdapterBundleSpec:

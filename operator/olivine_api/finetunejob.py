@@ -12,6 +12,7 @@ from olivine_api.evaluation import Evaluation, MetricName
 from olivine_api.methods import Lora, Method, MethodType
 from olivine_api.parameters import Plugin
 from olivine_api.pods import EnvVar, Pods
+from olivine_api.publish import Publish
 from olivine_api.search import Search
 from olivine_api.sources import DataSource, LocalObjectReference, ModelSource, Source, Storage, Uri
 from olivine_api.training import EarlyStopping, Optimizer, Precision, Scheduler, Training
@@ -119,6 +120,8 @@ class Outputs(ApiModel):
     merged: bool = False
     """The whole model with the adapter folded in."""
     onnx: OnnxOutput | None = None
+    publish: Publish | None = None
+    """A second place for what is published: another prefix, or a repository of a hub."""
 
 
 class Retries(ApiModel):

@@ -8,19 +8,25 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 FINETUNEJOB_KIND: Final = "FineTuneJob"
 FINETUNEJOB_PLURAL: Final = "finetunejobs"
 ADAPTERBUNDLE_KIND: Final = "AdapterBundle"
+ADAPTERBUNDLE_PLURAL: Final = "adapterbundles"
 
 # Labels on children.
 LABEL_JOB: Final = "olivine.dev/job"
 LABEL_JOB_UID: Final = "olivine.dev/job-uid"
+LABEL_BUNDLE: Final = "olivine.dev/bundle"  # on children of an AdapterBundle; their LABEL_JOB is BUNDLE_PREFIX and the name
+BUNDLE_PREFIX: Final = "bundle."  # no FineTuneJob's name has a dot
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "olivine"
 
 # Annotation on the child Job: digest of the specification that it was made from.
 ANNOTATION_SPEC_DIGEST: Final = "olivine.dev/spec-digest"
 
+# Annotation on an AdapterBundle with updatePolicy Manual: a new value asks for an update.
+ANNOTATION_UPDATE: Final = "olivine.dev/update"
+
 # The job's ConfigMap, mounted as a folder into every trainer pod.
 CONFIG_DIR: Final = "/etc/olivine/job"
-CONFIG_SPEC: Final = "spec.json"  # FineTuneJobSpec, defaults filled in
+CONFIG_SPEC: Final = "spec.json"  # FineTuneJobSpec, defaults filled in; of a bundle's build, a BundleBuild
 CONFIG_IDENTITY: Final = "identity.json"  # JobIdentity
 CONFIG_CA: Final = "status-ca.crt"  # trust anchor of the operator's status endpoint
 CONFIG_WORLD: Final = "world.json"  # World: how many pods and processes there are
@@ -59,8 +65,13 @@ ENV_SECRET_PREFIXES: Final = {
     "train": "OLIVINE_TRAIN_",
     "validation": "OLIVINE_VALIDATION_",
     "test": "OLIVINE_TEST_",
+    "publish": "OLIVINE_PUBLISH_",
 }
+# Of an adapter of a bundle: the number is BuildAdapter.credentials.
+ENV_ADAPTER_PREFIX: Final = "OLIVINE_ADAPTER_{number}_"
 
 # Status endpoint: POST {ENV_STATUS_URL}{STATUS_PATH} with a Snapshot.
 STATUS_PATH: Final = "/v1/namespaces/{namespace}/finetunejobs/{name}/snapshot"
+# The same of an AdapterBundle, with a BuildSnapshot.
+BUNDLE_STATUS_PATH: Final = "/v1/namespaces/{namespace}/adapterbundles/{name}/snapshot"
 STATUS_BODY_LIMIT: Final = 64 * 1024  # bytes

@@ -161,14 +161,14 @@ class CheckpointStatus(StatusModel):
     saved_at: datetime
 
 
-ArtifactKind = Literal["Adapter", "Model"]
+ArtifactKind = Literal["Adapter", "Model", "Onnx"]
 
 
 class Artifact(StatusModel):
     """Something published."""
 
     kind: ArtifactKind
-    """Adapter: on top of a base model. Model: a whole one, in Hugging Face layout with its tokenizer."""
+    """Adapter: on top of a base model. Model: a whole one, in Hugging Face layout with its tokenizer. Onnx: a folder for onnxruntime-genai."""
     uri: StorageUri
     digest: Digest
     """sha256 over the sorted (path, sha256) of its files."""

@@ -52,5 +52,6 @@ UNSERVED_FINETUNEJOB = (
     _present("search", "write one FineTuneJob for each value"),
     _true("outputs.merged"),
     _present("outputs.onnx"),
+    _present("outputs.publish"),
     _other("reuse", ("Never",), "write Never"),
 )

@@ -362,7 +362,6 @@ WRONG_BUNDLES: dict[str, tuple[Json, str]] = {
     "uri without a base": ({"adapters": [{"name": "a", "uri": "s3://x/y"}]}, "model is needed"),
     "right, but not served": (
         {"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "onnx": {"precision": "int4"}},
-        "AdapterBundle is not served by this release",
     ),
 }
 
