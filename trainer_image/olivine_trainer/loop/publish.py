@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from olivine_api.status import Artifact
+from olivine_api.status import Artifact, ResolvedModel
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
 from olivine_trainer.evaluation.gates import unmet_gates
@@ -34,7 +34,7 @@ def publish(
 ) -> Published:
     """Write the artifact and the run's end, published or, with a gate unmet, kept back. Raises SupersededError where another attempt owns the run: nothing is published then."""
     board = tracker.board
-    artifact = _upload(job, claim, engine, evaluator.tokenizer.backend, scratch)
+    artifact = _upload(job, claim, engine, evaluator.tokenizer.backend, scratch, base=board.snapshot.resolved.model)
     unmet = unmet_gates(job.spec.evaluation.gates or (), finite(tuned.metrics), baseline.metrics, evaluator.keys)
     keep = job.spec.checkpoint.keep if unmet else job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
@@ -66,11 +66,17 @@ def publish(
     return published
 
 
-def _upload(job: Job, claim: Claim, engine: Engine, tokenizer: Any, scratch: Path) -> Artifact:
+def _upload(job: Job, claim: Claim, engine: Engine, tokenizer: Any, scratch: Path, *, base: ResolvedModel | None) -> Artifact:
     folder = scratch / "artifact"
     shutil.rmtree(folder, ignore_errors=True)
     engine.method.export(folder, About(base_uri=job.spec.model.uri, tokenizer=tokenizer))
-    about = {"method": job.spec.method.type.value, "specDigest": job.spec_digest}
+    about = {
+        "method": job.spec.method.type.value,
+        "specDigest": job.spec_digest,
+        # What it belongs on: whoever gathers adapters tells one base from another of the same shapes by this.
+        "modelUri": job.spec.model.uri,
+        **({"modelDigest": base.digest} if base is not None else {}),
+    }
     return upload_artifact(claim.run, claim.attempt, folder, engine.method.kind, about)
 
 
