@@ -58,6 +58,7 @@ class Run:
     tracker: Tracker
     uploads: Uploads
     workers: Workers
+    sources: Sources
 
     def close(self) -> None:
         """End what works beside training, whatever ended that."""
@@ -204,6 +205,7 @@ def set_up(
         tracker,
         Uploads(world),
         workers,
+        sources,
     )
 
 

@@ -48,6 +48,29 @@ def describe(folder: Path, about: dict[str, Any]) -> Manifest:
     )
 
 
+def finish(folder: Path, about: dict[str, Any]) -> Manifest:
+    """Write a folder's manifest.json. One that is there (a bundle's) keeps the files that it lists, and what it says."""
+    path = folder / MANIFEST
+    if path.is_file():
+        raw = json.loads(path.read_bytes())
+        files = raw.pop("files")
+        manifest = Manifest(
+            files={str(item["path"]): str(item["sha256"]) for item in files},
+            sizes={str(item["path"]): int(item["bytes"]) for item in files},
+            about={name: value for name, value in raw.items() if name not in ("version", "digest")} | about,
+        )
+    else:
+        manifest = describe(folder, about)
+    path.write_bytes(manifest.render())
+    return manifest
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a finished folder that its digest leaves out: a bundle's report.json."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path not in manifest.files and path != MANIFEST)
+
+
 def upload_files(store: Store, key: str, folder: Path, manifest: Manifest, *, may_write: Callable[[], None]) -> None:
     """Write a folder's files; without `write_manifest` after it the folder does not exist.
 
