@@ -46,7 +46,8 @@ UNSERVED_FINETUNEJOB = (
     ),
     _present("tracking.mlflow"),
     _present("search", "write one FineTuneJob for each value"),
-    _present("outputs.onnx"),
+    _other("outputs.onnx.precision", ("fp32", "int8", "int4"), "write fp32, int8 or int4"),
+    _other("outputs.onnx.target", ("cpu",), "write cpu"),
     _present("outputs.publish"),
     _other("reuse", ("Never",), "write Never"),
 )

@@ -26,6 +26,11 @@ class FullMethod:
         self.causal = model
         self._resumed = False
 
+    @property
+    def adapted_modules(self) -> list[str]:
+        """See `Method`."""
+        return []
+
     def save_weights(self, path: Path) -> None:
         """Each tensor once: what is tied (embeddings and head) has one name. See `Method`."""
         save_tensors(self._tensors().items(), path)

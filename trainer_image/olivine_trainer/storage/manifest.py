@@ -48,21 +48,18 @@ def describe(folder: Path, about: dict[str, Any]) -> Manifest:
     )
 
 
-def finish(folder: Path, about: dict[str, Any]) -> Manifest:
-    """Write a folder's manifest.json. One that is there (a bundle's) keeps the files that it lists, and what it says."""
-    path = folder / MANIFEST
-    if path.is_file():
-        raw = json.loads(path.read_bytes())
-        files = raw.pop("files")
-        manifest = Manifest(
-            files={str(item["path"]): str(item["sha256"]) for item in files},
-            sizes={str(item["path"]): int(item["bytes"]) for item in files},
-            about={name: value for name, value in raw.items() if name not in ("version", "digest")} | about,
-        )
-    else:
-        manifest = describe(folder, about)
-    path.write_bytes(manifest.render())
-    return manifest
+def manifest_of(folder: Path, about: dict[str, Any]) -> Manifest:
+    """The manifest of a finished folder. One that it has already (a bundle's) keeps the files that it lists, and what it says."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return describe(folder, about)
+    files = raw.pop("files")
+    return Manifest(
+        files={str(item["path"]): str(item["sha256"]) for item in files},
+        sizes={str(item["path"]): int(item["bytes"]) for item in files},
+        about={name: value for name, value in raw.items() if name not in ("version", "digest")} | about,
+    )
 
 
 def unlisted(folder: Path, manifest: Manifest) -> list[str]:
