@@ -67,8 +67,10 @@ def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, promp
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnx-") as scratch:
         exact, shipped = Path(scratch) / "fp32", Path(scratch) / onnx.precision
-        for folder, precision in {exact: "fp32", shipped: onnx.precision}.items():
-            build_base(model, folder, precision)
+        build_base(model, exact, "fp32")
+        if shipped != exact:
+            build_base(model, shipped, onnx.precision)
+        for folder in {exact, shipped}:
             write_adapter(adapter_path(folder, BASE), {})
         verifier = Verifier(reference, exact=exact, shipped=shipped, asked=_asked(prompts))
         verifier.check_base()

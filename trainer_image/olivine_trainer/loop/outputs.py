@@ -27,10 +27,11 @@ _NAME = re.compile(NAME_PATTERN)
 
 @dataclass(frozen=True)
 class Output:
-    """One artifact, and its folder on this machine."""
+    """One artifact, its folder on this machine, and what its manifest tells beside the files."""
 
     artifact: Artifact
     folder: Path
+    about: dict[str, Any]
 
 
 def make_outputs(run: Run, *, everything: bool) -> list[Output]:
@@ -123,7 +124,8 @@ class _Maker:
     def upload(self, folder: Path, kind: ArtifactKind, **more: Any) -> Output:
         """Into the run's folder, under its digest."""
         run = self._run
-        return Output(upload_artifact(run.claim.run, run.claim.attempt, folder, kind, {**self._about(), **more}), folder)
+        about = {**self._about(), **more}
+        return Output(upload_artifact(run.claim.run, run.claim.attempt, folder, kind, about), folder, {"kind": kind, **about})
 
     def _about(self) -> dict[str, Any]:
         spec = self._run.job.spec

@@ -5,6 +5,7 @@ from itertools import zip_longest
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
 from olivine_trainer.evaluation.gates import unmet_gates
+from olivine_trainer.loop.elsewhere import publish_elsewhere
 from olivine_trainer.loop.outputs import make_outputs
 from olivine_trainer.loop.run import Run
 from olivine_trainer.loop.usage import peak_memory_bytes
@@ -24,6 +25,8 @@ def publish(run: Run, baseline: Baseline, tuned: Evaluated) -> Published:
     unmet = unmet_gates(job.spec.evaluation.gates or (), finite(tuned.metrics), baseline.metrics, run.evaluator.keys)
     samples = _samples(run.evaluator, baseline, tuned)
     outputs = make_outputs(run, everything=not unmet)
+    if run.sources.publish is not None and not unmet:
+        publish_elsewhere(run, run.sources.publish, outputs)
     keep = job.spec.checkpoint.keep if unmet else job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
     board.update(

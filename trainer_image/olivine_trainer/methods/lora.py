@@ -42,7 +42,8 @@ class LoraMethod:
     @property
     def adapted_modules(self) -> list[str]:
         """See `Method`."""
-        return sorted(self.model.base_model.targeted_module_names)
+        names: Any = self.model.base_model.targeted_module_names
+        return sorted(names)
 
     def save_weights(self, path: Path) -> None:
         """See `Method`."""
