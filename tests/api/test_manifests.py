@@ -179,6 +179,10 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"method.lora.modulesToSave": ["lm_head"], "outputs": {"onnx": {}}},
         "outputs.onnx has no place for modules that are trained whole",
     ),
+    "a folder of a repository": (
+        {"outputs": {"publish": {"uri": "hf://org/name/folder"}}},
+        "publish.uri on the hub must be hf://org/name, without a path",
+    ),
     "search beyond its trials": (
         {"search": {"trials": 2, "parallelism": 3, "space": {"training.seed": {"type": "choice", "values": [1]}}}},
         "search.parallelism must not exceed",
@@ -299,7 +303,13 @@ RIGHT: dict[str, Json] = {
         "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own", "parameters": {"margin": 1}},
     },
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
-    "all outputs": {"outputs": {"merged": True, "onnx": {"precision": "int4", "target": "cpu"}}},
+    "all outputs": {
+        "outputs": {
+            "merged": True,
+            "onnx": {"precision": "int4", "target": "cpu"},
+            "publish": {"uri": "hf://org/name", "secretRef": {"name": "hub"}, "endpoint": "https://mirror.example"},
+        }
+    },
     "a whole model as a graph alone": {"method": {"type": "Full"}, "outputs": {"adapter": False, "onnx": {}}},
     "a merged classifier": {
         "classification": {"head": "Sequence"},

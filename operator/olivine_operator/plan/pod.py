@@ -121,12 +121,14 @@ def _environment(pods: Pods, settings: OperatorSettings, leader: str) -> list[di
 
 def secret_sources(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
     """The Secrets' keys as environment variables, a prefix for each source; a missing Secret then shows in the pod's status."""
+    publish = spec.outputs.publish if spec.outputs is not None else None
     roles = {
         "storage": spec.storage.secret_ref,
         "model": spec.model.secret_ref,
         "train": spec.data.train.secret_ref,
         "validation": spec.data.validation.secret_ref if spec.data.validation is not None else None,
         "test": spec.data.test.secret_ref if spec.data.test is not None else None,
+        "publish": publish.secret_ref if publish is not None else None,
     }
     return [
         {"prefix": names.ENV_SECRET_PREFIXES[role], "secretRef": {"name": ref.name}}

@@ -67,8 +67,11 @@ def violations(spec: FineTuneJobSpec, policy: Policy) -> Iterator[str]:
     if spec.pods.image is not None:
         yield from _unlisted("spec.pods.image", spec.pods.image, policy.images, "the images", "policy.images")
     prefixes = policy.storage_prefixes
-    if prefixes is not None and not any(_is_below(spec.storage.uri, prefix) for prefix in prefixes):
-        yield _no("spec.storage.uri", spec.storage.uri, f"begin with {_either(prefixes)}", "policy.storagePrefixes")
+    publish = spec.outputs.publish if spec.outputs is not None else None
+    written = {"spec.storage.uri": spec.storage.uri, "spec.outputs.publish.uri": publish.uri if publish is not None else None}
+    for path, uri in written.items():
+        if prefixes is not None and uri is not None and not any(_is_below(uri, prefix) for prefix in prefixes):
+            yield _no(path, uri, f"begin with {_either(prefixes)}", "policy.storagePrefixes")
 
 
 def _fields(model: ApiModel, path: str) -> Iterator[tuple[str, str, ApiModel, Any]]:

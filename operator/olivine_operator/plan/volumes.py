@@ -76,8 +76,10 @@ def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     uris += [source.uri for source in (spec.data.validation, spec.data.test) if source is not None]
     uris += [benchmark.uri for benchmark in spec.evaluation.benchmarks or ()]
     found = {_claim(uri): False for uri in uris if uri.startswith(_CLAIM_SCHEME)}
-    if spec.storage.uri.startswith(_CLAIM_SCHEME):
-        found[_claim(spec.storage.uri)] = True
+    publish = spec.outputs.publish if spec.outputs is not None else None
+    for uri in (spec.storage.uri, publish.uri if publish is not None else ""):
+        if uri.startswith(_CLAIM_SCHEME):
+            found[_claim(uri)] = True
     return found
 
 
