@@ -147,6 +147,8 @@ class BaseStatus(StatusModel):
     precision: ShortText
     model_digest: Digest | None = None
     """Of the Hugging Face folder that it was built from."""
+    model_uri: StorageUri | None = None
+    model_revision: ShortText | None = None
     uri: StorageUri | None = None
     """Where it is kept for versions to come."""
 
