@@ -142,7 +142,9 @@ def _source(spec: FineTuneJobSpec, role: Role):  # noqa: ANN202  (Storage and So
         return spec.storage
     if role == "model":
         return spec.model
-    source = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}[role]
+    publish = spec.outputs.publish if spec.outputs is not None else None
+    known = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test, "publish": publish}
+    source = known[role]
     if source is None:
         raise ValueError(f"the specification has no {FIELDS[role]}")
     return source
