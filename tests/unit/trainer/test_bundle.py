@@ -15,7 +15,7 @@ from olivine_api.reasons import Reason
 from olivine_trainer.bundle.build import build_bundle
 from olivine_trainer.bundle.check import BundleDamagedError, check_bundle
 from olivine_trainer.bundle.files import ADAPTERS, adapter_path, read_adapter, write_adapter
-from olivine_trainer.bundle.manifest import Manifest
+from olivine_trainer.bundle.manifest import Manifest, files_of
 from olivine_trainer.bundle.onnx_model import OnnxModel
 from olivine_trainer.bundle.parity import switching_difference
 from olivine_trainer.bundle.report import BundleReport
@@ -218,8 +218,8 @@ def _flip(bundle: Path) -> None:
 def _rewrite(bundle: Path, **changes: Any) -> None:
     """A manifest whose sums are right."""
     old = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
-    kept = {"model_digest", "precision", "target", "slots", "adapters"}
-    new = Manifest.describe(bundle, **({name: getattr(old, name) for name in kept} | changes))
+    kept = {"model_digest", "base_name", "precision", "target", "slots", "adapters"}
+    new = Manifest.describe(files_of(bundle), **({name: getattr(old, name) for name in kept} | changes))
     new.write(bundle)
 
 
