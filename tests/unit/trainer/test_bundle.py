@@ -130,7 +130,7 @@ def test_a_base_that_the_engine_cannot_run_ends_the_build(tiny_model: Path, tmp_
 def test_a_family_that_the_builder_does_not_know_is_told(tiny_model: Path, tmp_path: Path) -> None:
     model = make_tiny("GPT-2", tmp_path / "model")
     plain = make_peft(tiny_model, tmp_path / "plain")
-    with pytest.raises(ModelError, match="model builder cannot make an fp32 graph of this model") as caught:
+    with pytest.raises(ModelError, match="model builder cannot make an int8 graph of this model") as caught:
         build_bundle(_spec(model, {"plain": plain}), tmp_path / "out")
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
@@ -180,7 +180,8 @@ _BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "nan": (_edit_weights(lambda _, tensor: tensor * float("nan")), "holds NaN or infinite values"),
     "wide": (_edit_weights(lambda name, tensor: tensor.repeat(1, 2) if "lora_A" in name else tensor), "another base model"),
     "truncated": (_truncate, "is truncated or damaged"),
-    "nothing": (shutil.rmtree, "has neither adapter_config.json"),
+    "nothing": (shutil.rmtree, "there is nothing at file://"),
+    "no-config": (lambda folder: (folder / "adapter_config.json").unlink(), "has neither adapter_config.json"),
     "untrained": (_edit_weights(lambda name, tensor: tensor * 0 if "lora_B" in name else tensor), "changes no logit of the base"),
 }
 

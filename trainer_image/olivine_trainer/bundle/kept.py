@@ -37,6 +37,10 @@ class KeptAdapter:
         """The same, with a sentence on why it is still there."""
         return replace(self, status=self.status.model_copy(update={"reason": shorten(reason)}))
 
+    def at(self, uri: str) -> "KeptAdapter":
+        """The same, which lies at this address now; what was said of a newer source that was rejected is over."""
+        return replace(self, status=self.status.model_copy(update={"source": uri, "reason": None}))
+
     def tensors(self) -> dict[str, Floats]:
         """What it puts into the slots that it uses. Raises StorageUnavailableError where its file is damaged."""
         path = self.scratch / f"{self.status.name}{SUFFIX}"

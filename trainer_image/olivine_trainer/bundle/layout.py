@@ -1,11 +1,11 @@
 """Names of everything in a bundle's folder, `<storage.uri>/<namespace>/bundles/<name>/`; a version's folder is named by its digest."""
 
+BUNDLE = "bundle.json"
 LATEST = "latest.json"
 BASES = "bases"
 BUILDS = "builds"
 PROOFS = "proofs"
 RUNNING = "running"
-OWN_FOLDERS = (BASES, BUILDS, PROOFS, RUNNING)
 
 
 def bundle_folder(namespace: str, name: str) -> str:

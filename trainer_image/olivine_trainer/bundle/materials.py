@@ -125,6 +125,7 @@ class Materials:
     def _build(self) -> Graph:
         folder = self._scratch / "base"
         shutil.rmtree(folder, ignore_errors=True)
+        self.reference()  # tells what is wrong with a model better than the builder does
         build_base(self.model(), folder, self._onnx.precision)
         log("the base is built", precision=self._onnx.precision)
         if self._bases is not None:

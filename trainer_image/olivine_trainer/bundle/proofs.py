@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from olivine_api.adapterbundle import AdapterStatus, Verify
 from olivine_api.base import StatusModel
+from olivine_trainer.bundle.layout import proof_key
 from olivine_trainer.bundle.report import BaseParity
+from olivine_trainer.storage.store import Store
 
 _FORMAT = 1  # another one: what is measured has another meaning
 
@@ -47,6 +49,28 @@ class LocalBook:
     def keep(self, name: str, proof: Proof) -> None:
         """See ProofBook."""
         self._known[name] = proof
+
+
+class StoredBook:
+    """In a bundle's folder, so that a pod that comes later goes on."""
+
+    def __init__(self, bundle: Store) -> None:
+        self._bundle = bundle
+        self._known: dict[str, Proof] = {}
+
+    def find(self, name: str) -> Proof | None:
+        """See ProofBook."""
+        if name not in self._known and (found := self._bundle.get(proof_key(name))) is not None:
+            try:
+                self._known[name] = Proof.model_validate_json(found.data)
+            except ValueError:
+                return None  # it is measured again, and written over
+        return self._known.get(name)
+
+    def keep(self, name: str, proof: Proof) -> None:
+        """See ProofBook."""
+        self._known[name] = proof
+        self._bundle.put(proof_key(name), proof.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
 
 
 def adapter_proof(base: str, adapter: str, verify: Verify, prompts: list[str]) -> str:
