@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from olivine_api.adapterbundle import AdapterStatus
 from olivine_api.bundle_build import BuildAdapter, BundleBuild
 from olivine_trainer.bundle.adapter_source import AdapterFetcher, AdapterPlace, FetchedAdapter
 from olivine_trainer.bundle.assembly import Wanted
@@ -20,21 +19,12 @@ class Gathering:
     """Of one build."""
 
     def __init__(
-        self,
-        *,
-        bundle: Store,
-        build: BundleBuild,
-        model_digest: str,
-        base: str,
-        latest: Latest | None,
-        fetcher: AdapterFetcher,
-        scratch: Path,
+        self, build: BundleBuild, bundle: Store, latest: Latest | None, *, base: str, model_digest: str, scratch: Path
     ) -> None:
         self._build = build
         self._model_digest = model_digest
         self._base = base
         self._latest = latest
-        self._fetcher = fetcher
         self.previous: Manifest | None = read_version(bundle, latest.digest) if latest is not None else None
         """Of the newest version, where that is whole."""
         self.states: dict[str, str] = {}
@@ -43,9 +33,8 @@ class Gathering:
         if latest is not None and self.previous is not None and self.previous.base_name == base:
             version = bundle.sub(latest.digest)
             self._earlier = adapters_of(self.previous, latest.result.adapters, latest.proofs, version, scratch / "kept")
-        self._taken: set[str] = set()
 
-    def gather(self) -> Wanted:
+    def gather(self, fetcher: AdapterFetcher) -> Wanted:
         """Fetches what is new; the rest is taken over."""
         kept: dict[str, KeptAdapter] = {}
         fresh: dict[str, FetchedAdapter] = {}
@@ -53,7 +42,7 @@ class Gathering:
         for adapter in self._build.adapters:
             name = adapter.name
             try:
-                found = self._look(adapter)
+                found = self._look(adapter, fetcher)
             except RejectedError as error:
                 rejected[name] = str(error)
                 continue
@@ -73,12 +62,7 @@ class Gathering:
             sources={adapter.name: adapter.uri for adapter in self._build.adapters},
         )
 
-    def stays(self, adapter: AdapterStatus) -> bool:
-        """Whether it is the newest version's, as it was."""
-        earlier = self._earlier.get(adapter.name)
-        return earlier is not None and earlier.status.digest == adapter.digest
-
-    def _look(self, adapter: BuildAdapter) -> FetchedAdapter | KeptAdapter:
+    def _look(self, adapter: BuildAdapter, fetcher: AdapterFetcher) -> FetchedAdapter | KeptAdapter:
         """Raises RejectedError."""
         place = AdapterPlace(
             uri=adapter.uri,
@@ -91,13 +75,13 @@ class Gathering:
         )
         earlier = self._earlier.get(adapter.name)
         digest = adapter.digest
-        if digest is None and (state := self._fetcher.state(place)) is not None:
+        if digest is None and (state := fetcher.state(place)) is not None:
             self.states[adapter.name] = state
             if earlier is not None and self._latest is not None and self._latest.states.get(adapter.name) == state:
                 digest = earlier.bundled.source_digest
         if digest is not None and (same := self._same(adapter, earlier, digest)) is not None:
             return same
-        fetched = self._fetcher.fetch(adapter.name, place, self._model_digest)
+        fetched = fetcher.fetch(adapter.name, place, self._model_digest)
         return self._same(adapter, earlier, fetched.digest) or fetched
 
     def _same(self, adapter: BuildAdapter, earlier: KeptAdapter | None, digest: str) -> KeptAdapter | None:

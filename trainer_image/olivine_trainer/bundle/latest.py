@@ -1,7 +1,6 @@
 """latest.json: which version of a bundle is the newest. It moves with If-Match, and never back to an older build."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from olivine_api.base import StatusModel
 from olivine_api.bundle_build import BuildResult
@@ -12,6 +11,7 @@ from olivine_trainer.storage.store import Store
 
 _TRIES = 16
 _FORMER = 16
+_HISTORY = 128  # versions that it remembers; retention.versions is at most 100
 
 
 class Version(StatusModel):
@@ -37,7 +37,6 @@ class Latest(StatusModel):
     """Of the AdapterBundle: one that was deleted and made anew counts its builds from 1 again."""
     former: list[str] = []
     """uids of those before it: none of their pods may move the pointer any more."""
-    slots: Literal["Union", "AllLinear"]
     model_state: str | None = None
     """Names what lay at model.uri, by the store's own tags."""
     result: BuildResult
@@ -49,11 +48,37 @@ class Latest(StatusModel):
     history: list[Version]
     """Published versions, this one first."""
 
+    def render(self) -> bytes:
+        """The file's content."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+
+    def after(self, latest: "Latest | None", *, sequence: int, uid: str) -> "Latest":
+        """The same content as the next version after `latest`, or as the same one where nothing changed."""
+        version = 1 if latest is None else latest.version if latest.digest == self.digest else latest.version + 1
+        former = [] if latest is None else latest.former if latest.uid == uid else [*latest.former, latest.uid]
+        before = [one for one in latest.history if one.digest != self.digest] if latest is not None else []
+        adapters = [
+            one.model_copy(update={"version": version}) if one.state == "Ready" and one.version is None else one
+            for one in self.result.adapters
+        ]
+        bundle = self.result.bundle.model_copy(update={"version": version}) if self.result.bundle is not None else None
+        this = Version(version=version, digest=self.digest, base=self.history[0].base)
+        return self.model_copy(
+            update={
+                "version": version,
+                "sequence": sequence,
+                "uid": uid,
+                "former": former[-_FORMER:],
+                "result": self.result.model_copy(update={"bundle": bundle, "adapters": adapters}),
+                "history": [this, *before][:_HISTORY],
+            }
+        )
+
 
 def read_latest(bundle: Store) -> Latest | None:
     """Where the pointer stands; None before the first version."""
     found = bundle.get(LATEST)
-    return _parse(bundle, found.data) if found is not None else None
+    return parse_latest(bundle, LATEST, found.data) if found is not None else None
 
 
 def require_turn(latest: Latest | None, identity: JobIdentity, sequence: int, seen: Latest | None) -> None:
@@ -79,27 +104,23 @@ def move_latest(
     """Point to what `make` makes of the pointer as it stands. Raises SupersededError where a newer build was faster."""
     for _ in range(_TRIES):
         found = bundle.get(LATEST)
-        latest = _parse(bundle, found.data) if found is not None else None
+        latest = parse_latest(bundle, LATEST, found.data) if found is not None else None
         require_turn(latest, identity, sequence, seen)
         moved = make(latest)
-        body = moved.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
-        if bundle.put_if_absent(LATEST, body) if found is None else bundle.put_if_match(LATEST, body, found.etag):
+        if (
+            bundle.put_if_absent(LATEST, moved.render())
+            if found is None
+            else bundle.put_if_match(LATEST, moved.render(), found.etag)
+        ):
             return moved
     raise StorageUnavailableError(f"{bundle.uri}/{LATEST} was moved by others {_TRIES} times in a row")
 
 
-def former_uids(latest: Latest | None, uid: str) -> list[str]:
-    """The uids before `uid`."""
-    if latest is None:
-        return []
-    known = latest.former if latest.uid == uid else [*latest.former, latest.uid]
-    return known[-_FORMER:]
-
-
-def _parse(bundle: Store, data: bytes) -> Latest:
+def parse_latest(bundle: Store, key: str, data: bytes) -> Latest:
+    """Raises StorageUnavailableError where it is damaged."""
     try:
         return Latest.model_validate_json(data)
     except ValueError as error:
         raise StorageUnavailableError(
-            f"{bundle.uri}/{LATEST} is damaged ({str(error).splitlines()[0]}): put it back, or start a new bundle"
+            f"{bundle.uri}/{key} is damaged ({str(error).splitlines()[0]}): put it back, or start a new bundle"
         ) from None

@@ -4,22 +4,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from olivine_api.adapterbundle import AdapterStatus, BaseStatus, BundleStatus
+from olivine_api.adapterbundle import BaseStatus
 from olivine_api.bundle_build import BuildResult, BuildStage, BundleBuild
 from olivine_api.reasons import Reason
 from olivine_api.status import JobIdentity
 from olivine_trainer.bundle.adapter_source import AdapterFetcher
-from olivine_trainer.bundle.assembly import AdaptersRejectedError, Assembled, Assembly
+from olivine_trainer.bundle.assembly import Assembly
 from olivine_trainer.bundle.bases import KeptBases, base_name
-from olivine_trainer.bundle.build import report_of, sizes_of
+from olivine_trainer.bundle.build import report_of
 from olivine_trainer.bundle.gathering import Gathering
-from olivine_trainer.bundle.latest import Latest, Version, former_uids, move_latest, read_latest, require_turn
+from olivine_trainer.bundle.latest import Latest
 from olivine_trainer.bundle.layout import BUNDLE, base_folder, bundle_folder
 from olivine_trainer.bundle.materials import Materials
 from olivine_trainer.bundle.proofs import StoredBook
-from olivine_trainer.bundle.record import write_record
-from olivine_trainer.bundle.versions import Running, announce, prune, read_version, upload_version
-from olivine_trainer.errors import ModelError, StorageUnavailableError, TrainerError
+from olivine_trainer.bundle.versions import Running, announce, prune, upload_version
+from olivine_trainer.errors import ModelError, TrainerError
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import access_to
@@ -45,47 +44,65 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
     """
     scratch.mkdir(parents=True, exist_ok=True)
     bundle = open_bundle(build, identity, environ)
-    latest = read_latest(bundle)
-    require_turn(latest, identity, build.sequence, latest)
-    if (result := _known_result(bundle, build, identity, latest)) is not None:
-        log("this build is finished: its result is repeated")
-        return result
+    pointer = Pointer(bundle, build, identity)
+    if (known := pointer.known()) is not None:
+        log(f"this build is finished: the result of version {known.version} is repeated")
+        return known.result
     told.stage(BuildStage.FETCHING)
     cache = FileCache(scratch / "sources")
     model = _Model(build, environ, cache, scratch)
-    model_digest = model.digest(latest)
+    model_digest = model.digest(pointer.seen)
     name = base_name(model_digest, build.onnx)
     announce(bundle, Running(sequence=build.sequence, base=name))
-    gathering = Gathering(
-        bundle=bundle,
-        build=build,
-        model_digest=model_digest,
-        base=name,
-        latest=latest,
-        fetcher=AdapterFetcher(build.storage, environ, cache, scratch),
-        scratch=scratch,
-    )
-    wanted = gathering.gather()
+    fetcher = AdapterFetcher(build.storage, environ, cache, scratch)
+    gathering = Gathering(build, bundle, pointer.seen, base=name, model_digest=model_digest, scratch=scratch)
+    wanted = gathering.gather(fetcher)
     told.stage(BuildStage.BUILDING)
-    bases = KeptBases(bundle)
     materials = Materials(
-        name=name, onnx=build.onnx, model_uri=build.model.uri, load_model=model.folder, scratch=scratch, bases=bases
+        name=name,
+        onnx=build.onnx,
+        model_uri=build.model.uri,
+        load_model=model.folder,
+        scratch=scratch,
+        bases=KeptBases(bundle),
     )
 
     def proven(done: int, total: int) -> None:
         told.stage(BuildStage.VERIFYING)
         told.proven(done, total)
 
-    try:
-        made = Assembly(wanted, materials, StoredBook(bundle), told=proven).assemble()
-    except AdaptersRejectedError as error:
-        # Nothing is published: what an earlier version points to stays.
-        warn("nothing is published: all adapters are rejected", adapters=len(error.adapters))
-        raise
+    made = Assembly(wanted, materials, StoredBook(bundle), told=proven).assemble()
     told.stage(BuildStage.PUBLISHING)
-    result = _publish(bundle, build, identity, latest, made, materials, gathering, model.state)
-    write_record(bundle, build, identity.uid, result)
-    return result
+    announce(bundle, Running(sequence=build.sequence, base=name, digest=made.manifest.digest))
+    pointer.require_turn()
+    kept = materials.kept
+    assert kept is not None
+    upload_version(bundle, made, report_of(made), base=(name, kept), previous=gathering.previous)
+    moved = pointer.move(
+        Content(
+            made=made,
+            base=_base_status(bundle, build, name, model_digest, sum(kept.sizes.values())),
+            base_reused=materials.reused,
+            model_state=model.state,
+            states=gathering.states,
+        )
+    )
+    log(f"version {moved.version} is published", digest=moved.digest)
+    try:
+        prune(bundle, moved, build.retention.versions)
+    except TrainerError as error:
+        warn(f"older versions are left behind: {error.message}")
+    return moved.result
+
+
+def _base_status(bundle: Store, build: BundleBuild, name: str, model_digest: str, size: int) -> BaseStatus:
+    return BaseStatus(
+        digest=name,
+        bytes=size,
+        precision=build.onnx.precision,
+        model_digest=model_digest,
+        uri=f"{bundle.uri}/{base_folder(name)}",
+    )
 
 
 def open_bundle(build: BundleBuild, identity: JobIdentity, environ: Mapping[str, str]) -> Store:
@@ -138,98 +155,3 @@ class _Model:
                 f"model.uri {self._build.model.uri} has the digest {digest}, but the adapters' jobs trained on {wanted}:"
                 " put that model back, name it in model.uri, or train the adapters on the new one",
             )
-
-
-def _known_result(bundle: Store, build: BundleBuild, identity: JobIdentity, latest: Latest | None) -> BuildResult | None:
-    """Of this very build, where a pod before finished it; its pointer is where it belongs."""
-    if latest is not None and (latest.uid, latest.sequence, latest.inputs) == (identity.uid, build.sequence, build.digest):
-        write_record(bundle, build, identity.uid, latest.result)  # whoever moved the pointer may have died before
-        return latest.result
-    return None
-
-
-def _publish(
-    bundle: Store,
-    build: BundleBuild,
-    identity: JobIdentity,
-    seen: Latest | None,
-    made: Assembled,
-    materials: Materials,
-    gathering: Gathering,
-    state: str | None,
-) -> BuildResult:
-    """Upload the version, then move the pointer, then remove what is too old."""
-    digest = made.manifest.digest
-    announce(bundle, Running(sequence=build.sequence, base=materials.base_name, digest=digest))
-    require_turn(read_latest(bundle), identity, build.sequence, seen)
-    kept = materials.kept
-    assert kept is not None
-    upload_version(bundle, made, report_of(made), base=(materials.base_name, kept), previous=gathering.previous)
-    total, base_bytes = sizes_of(made)
-    base = BaseStatus(
-        digest=materials.base_name,
-        bytes=sum(kept.sizes.values()),
-        precision=build.onnx.precision,
-        model_digest=made.manifest.model_digest,
-        uri=f"{bundle.uri}/{base_folder(materials.base_name)}",
-    )
-
-    def make(latest: Latest | None) -> Latest:
-        version = _version_of(latest, digest)
-        known = {one.name for one in latest.result.adapters} if latest is not None else set[str]()
-        adapters = [_with_version(one, version, gathering.stays(one) and one.name in known) for one in made.adapters]
-        ready = sum(one.state == "Ready" for one in adapters)
-        result = BuildResult(
-            base=base,
-            bundle=BundleStatus(
-                uri=f"{bundle.uri}/{digest}",
-                digest=digest,
-                version=version,
-                total_bytes=total,
-                merged_equivalent_bytes=base_bytes * ready,
-            ),
-            adapters=adapters,
-            base_reused=materials.reused,
-        )
-        before = [one for one in latest.history if one.digest != digest] if latest is not None else []
-        return Latest(
-            version=version,
-            sequence=build.sequence,
-            digest=digest,
-            inputs=build.digest,
-            uid=identity.uid,
-            former=former_uids(latest, identity.uid),
-            slots=build.onnx.slots,
-            model_state=state,
-            result=result,
-            proofs=made.proofs,
-            base_proof=made.base_proof,
-            states=gathering.states,
-            history=[Version(version=version, digest=digest, base=materials.base_name), *before][:_HISTORY],
-        )
-
-    moved = move_latest(bundle, identity, build.sequence, seen, make)
-    if read_version(bundle, digest) is None:
-        raise StorageUnavailableError(f"{bundle.uri}/{digest} was removed while it was published: the next try uploads it again")
-    log(f"version {moved.version} is published", digest=digest)
-    try:
-        prune(bundle, moved, build.retention.versions)
-    except TrainerError as error:
-        warn(f"older versions are left behind: {error.message}")
-    return moved.result
-
-
-_HISTORY = 128  # versions that the pointer remembers; retention.versions is at most 100
-
-
-def _version_of(latest: Latest | None, digest: str) -> int:
-    """The same content is the same version."""
-    if latest is None:
-        return 1
-    return latest.version if latest.digest == digest else latest.version + 1
-
-
-def _with_version(adapter: AdapterStatus, version: int, stays: bool) -> AdapterStatus:
-    if adapter.state != "Ready" or (stays and adapter.version is not None):
-        return adapter
-    return adapter.model_copy(update={"version": version})

@@ -85,13 +85,20 @@ def prune(bundle: Store, latest: Latest, keep: int) -> None:
     bundle.delete(running_key(one.sequence) for one in over)
 
 
-def _prune_builds(bundle: Store, digests: set[str]) -> None:
-    from olivine_trainer.bundle.record import read_record  # noqa: PLC0415
+def read_record(bundle: Store, inputs: str) -> Latest | None:
+    """What the newest build of these inputs pointed to; None where there is none that can be read."""
+    found = bundle.get(build_key(inputs))
+    try:
+        return Latest.model_validate_json(found.data) if found is not None else None
+    except ValueError:
+        return None
 
+
+def _prune_builds(bundle: Store, digests: set[str]) -> None:
     for item in bundle.list(BUILDS):
         record = read_record(bundle, Path(item.key).stem)
-        if record is None or record.result.bundle is None or record.result.bundle.digest not in digests:
-            bundle.delete([build_key(Path(item.key).stem)])
+        if record is None or record.digest not in digests:
+            bundle.delete([item.key])
 
 
 def _remove(bundle: Store, folder: str) -> None:
