@@ -16,6 +16,7 @@ from olivine_trainer.bundle.gathering import Gathering
 from olivine_trainer.bundle.latest import Latest
 from olivine_trainer.bundle.layout import BUNDLE, base_folder, bundle_folder
 from olivine_trainer.bundle.materials import Materials
+from olivine_trainer.bundle.pointer import Content, Pointer
 from olivine_trainer.bundle.proofs import StoredBook
 from olivine_trainer.bundle.versions import Running, announce, prune, upload_version
 from olivine_trainer.errors import ModelError, TrainerError
