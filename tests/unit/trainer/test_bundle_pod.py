@@ -1,13 +1,10 @@
 """Builds of one bundle after another in a real S3: what is new is built, the rest stays as it lies."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from olivine_api.bundle_build import BuildResult
 from tests.support.adapters import make_peft
 from tests.support.bundles import Shop
 from tests.support.models import WIDE, make_tiny

@@ -102,6 +102,8 @@ def _base_status(bundle: Store, build: BundleBuild, name: str, model_digest: str
         bytes=size,
         precision=build.onnx.precision,
         model_digest=model_digest,
+        model_uri=build.model.uri,
+        model_revision=build.model.revision,
         uri=f"{bundle.uri}/{base_folder(name)}",
     )
 
