@@ -94,7 +94,7 @@ def access_to(
         return Access(role, source.uri, None, None, None, None, region=_REGION, ca_bundle=None)
     named_secret = source.secret_ref.name if source.secret_ref is not None else None
     named = named_secret is not None or prefix is not None
-    own = means.of(environ, prefix or ENV_SECRET_PREFIXES[role]) if role == "storage" or named else {}
+    own = means.of(environ, prefix or _prefix(role)) if role == "storage" or named else {}
     lends = role != "storage" and _scheme(storage.uri) == scheme
     lent = means.of(environ, ENV_SECRET_PREFIXES["storage"]) if lends else {}
     plain = means.of(environ)
@@ -153,6 +153,11 @@ def _check_keys(place: Place, means: _Means, keys: Mapping[str, str], *, named: 
         )
 
 
+def _prefix(role: Role) -> str:
+    """Before the keys of the role's own Secret; a bundle in a command's argument has none."""
+    return ENV_SECRET_PREFIXES.get("publish" if role == "bundle-publish" else role, "")
+
+
 def _in_secret(key: str, role: Role) -> str:
     return f"{key} in the Secret of {FIELDS[role]}.secretRef"
 
@@ -162,7 +167,9 @@ def _source(spec: FineTuneJobSpec, role: Role):  # noqa: ANN202  (Storage and So
         return spec.storage
     if role == "model":
         return spec.model
-    source = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}[role]
+    publish = spec.outputs.publish if spec.outputs is not None else None
+    known = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test, "publish": publish}
+    source = known[role]
     if source is None:
         raise ValueError(f"the specification has no {FIELDS[role]}")
     return source

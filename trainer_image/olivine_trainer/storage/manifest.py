@@ -48,6 +48,26 @@ def describe(folder: Path, about: dict[str, Any]) -> Manifest:
     )
 
 
+def manifest_of(folder: Path, about: dict[str, Any]) -> Manifest:
+    """The manifest of a finished folder. One that it has already (a bundle's) keeps the files that it lists, and what it says."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return describe(folder, about)
+    files = raw.pop("files")
+    return Manifest(
+        files={str(item["path"]): str(item["sha256"]) for item in files},
+        sizes={str(item["path"]): int(item["bytes"]) for item in files},
+        about={name: value for name, value in raw.items() if name not in ("version", "digest")} | about,
+    )
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a finished folder that its digest leaves out: a bundle's report.json."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path not in manifest.files and path != MANIFEST)
+
+
 def upload_files(store: Store, key: str, folder: Path, manifest: Manifest, *, may_write: Callable[[], None]) -> None:
     """Write a folder's files; without `write_manifest` after it the folder does not exist.
 
