@@ -8,9 +8,7 @@ import obstore.exceptions as obs
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, TrainerError
 
-Role = Literal[
-    "storage", "model", "train", "validation", "test", "benchmark", "publish", "bundle-publish", "adapter", "bundle"
-]
+Role = Literal["storage", "model", "train", "validation", "test", "benchmark", "publish", "bundle-publish", "adapter", "bundle"]
 
 # How each role's place is called in the specification, and which exit code its faults have.
 FIELDS: dict[Role, str] = {
