@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
+from olivine_api.adapterbundle import Onnx
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError
 
@@ -17,6 +18,11 @@ MODEL = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
 # One MatMul for each projection: fused ones would have no place for an adapter of one of them.
 _OPTIONS = ("fuse_qkv=false", "fuse_mlp_gate_up=false")
+
+
+def builder_options(_onnx: Onnx) -> tuple[str, ...]:
+    """What the builder is told beside model, precision and target."""
+    return _OPTIONS
 
 
 def build_base(model: Path, target: Path, precision: Precision) -> None:

@@ -22,6 +22,11 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     return frozenset(found if isinstance(found, list) else [found])
 
 
+def context_length(folder: Path) -> int:
+    """Tokens that the model can have before it."""
+    return int(json.loads((folder / GENAI_CONFIG).read_text())["model"]["context_length"])
+
+
 class OnnxModel:
     """One loaded folder; an adapter's file is read when it is first asked for."""
 

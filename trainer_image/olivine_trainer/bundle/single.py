@@ -11,11 +11,12 @@ from olivine_api.adapterbundle import Adapter, BundleModel, Onnx, Verify
 from olivine_api.outputs import OnnxOutput
 from olivine_api.reasons import Reason
 from olivine_trainer.bundle.base import build_base
+from olivine_trainer.bundle.bases import base_name
 from olivine_trainer.bundle.build import build_bundle
 from olivine_trainer.bundle.files import BASE, adapter_path, write_adapter
-from olivine_trainer.bundle.manifest import REPORT, Manifest, digest_of
+from olivine_trainer.bundle.manifest import REPORT, Manifest, digest_of, files_of
 from olivine_trainer.bundle.reference import Reference
-from olivine_trainer.bundle.report import BaseParity, BundleReport
+from olivine_trainer.bundle.report import BundleReport
 from olivine_trainer.bundle.spec import BuildSpec
 from olivine_trainer.bundle.verify import Verifier
 from olivine_trainer.errors import ModelError
@@ -72,13 +73,18 @@ def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, promp
             build_base(model, shipped, onnx.precision)
         for folder in {exact, shipped}:
             write_adapter(adapter_path(folder, BASE), {})
-        verifier = Verifier(reference, exact=exact, shipped=shipped, asked=_asked(prompts))
-        verifier.check_base()
-        parity, mean_kl = verifier.base.exact, verifier.base.shipped.mean_kl
-        if not math.isfinite(mean_kl):
+        base = Verifier(reference, exact=exact, shipped=shipped, asked=_asked(prompts)).prove_base()
+        if not math.isfinite(base.mean_kl):
             raise ModelError(Reason.PARITY_UNMET, f"the {onnx.precision} build gives what is no number: choose another precision")
+        digest = digest_of(model)
         manifest = Manifest.describe(
-            shipped, model_digest=digest_of(model), precision=onnx.precision, target=onnx.target, slots=[], adapters=[]
+            files_of(shipped),
+            model_digest=digest,
+            base_name=base_name(digest, Onnx(precision=onnx.precision, target=onnx.target)),
+            precision=onnx.precision,
+            target=onnx.target,
+            slots=[],
+            adapters=[],
         )
         total = sum(file.bytes for file in manifest.files)
         manifest.write(shipped)
@@ -86,21 +92,15 @@ def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, promp
             digest=manifest.digest,
             base_digest=manifest.base_digest,
             precision=onnx.precision,
-            prompts=len(verifier.prompts),
             total_bytes=total,
             merged_equivalent_bytes=total,
-            base=BaseParity(
-                max_logit_difference=parity.max_logit_difference,
-                top1_agreement=parity.top1_agreement,
-                greedy_agreement=parity.greedy_agreement,
-                mean_kl=mean_kl,
-            ),
+            base=base,
             switching_difference=0.0,
             adapters=[],
         )
         _write_report(shipped, report)
         shutil.move(shipped, target)
-    return Exported(parity.max_logit_difference, mean_kl)
+    return Exported(base.max_logit_difference, base.mean_kl)
 
 
 def _asked(prompts: Sequence[str]) -> Verify:

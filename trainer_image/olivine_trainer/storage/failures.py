@@ -8,7 +8,7 @@ import obstore.exceptions as obs
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, TrainerError
 
-Role = Literal["storage", "model", "train", "validation", "test", "benchmark", "publish", "bundle-publish"]
+Role = Literal["storage", "model", "train", "validation", "test", "benchmark", "publish", "bundle-publish", "adapter", "bundle"]
 
 # How each role's place is called in the specification, and which exit code its faults have.
 FIELDS: dict[Role, str] = {
@@ -20,6 +20,8 @@ FIELDS: dict[Role, str] = {
     "benchmark": "evaluation.benchmarks[]",
     "publish": "outputs.publish",
     "bundle-publish": "publish",
+    "adapter": "adapters[]",
+    "bundle": "bundle",
 }
 _CLASSES: dict[Role, type[TrainerError]] = {
     "storage": ConfigurationError,
@@ -30,6 +32,8 @@ _CLASSES: dict[Role, type[TrainerError]] = {
     "benchmark": DataError,
     "publish": ConfigurationError,
     "bundle-publish": ConfigurationError,
+    "adapter": ModelError,
+    "bundle": ConfigurationError,
 }
 
 # The instance metadata services: asked for credentials only where none were given; they have their hiccups.

@@ -88,8 +88,13 @@ def read_manifest(store: Store, key: str) -> Manifest:
     found = store.get(f"{key}/{MANIFEST}")
     if found is None:
         raise DamagedFolderError("it has no manifest")
+    return parse_manifest(found.data)
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """What `Manifest.render` wrote. Raises DamagedFolderError where it is unreadable."""
     try:
-        raw = json.loads(found.data)
+        raw = json.loads(data)
         files = raw.pop("files")
         manifest = Manifest(
             files={str(item["path"]): str(item["sha256"]) for item in files},
@@ -97,7 +102,7 @@ def read_manifest(store: Store, key: str) -> Manifest:
             about={name: value for name, value in raw.items() if name not in ("version", "digest")},
         )
         digest = raw["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFolderError(f"its manifest is unreadable ({error})") from error
     if manifest.digest != digest:
         raise DamagedFolderError("its manifest contradicts itself")
