@@ -16,6 +16,7 @@ from olivine_trainer.bundle.pod import Told
 from olivine_trainer.bundle.remote import find_bundle
 from olivine_trainer.cli.bundle import main
 from olivine_trainer.errors import ModelError, StorageUnavailableError, SupersededError
+from olivine_trainer.storage.manifest import describe
 from tests.support.adapters import make_peft
 from tests.support.bundles import Shop
 from tests.support.models import WIDE, make_tiny
@@ -109,13 +110,19 @@ def test_a_pod_that_finds_its_build_finished_repeats_the_result(shop: Shop) -> N
     before = shop.tags()
     assert shop.run(build) == result
     written = {key for key, tag in shop.tags().items() if before.get(key) != tag}
-    assert written == {f"builds/{build.digest}.json"}
+    assert written <= {f"builds/{build.digest}.json"}
 
 
-def test_a_build_of_inputs_that_cannot_have_changed_is_pointed_to_again(shop: Shop) -> None:
-    first = shop.run(shop.build(_at(shop, "one")))
+def test_a_build_of_inputs_that_cannot_have_changed_is_pointed_to_again(shop: Shop, adapters: dict[str, Path]) -> None:
+    pins = {
+        name: {
+            "uri": shop.upload(f"artifacts/{name}", adapters[name], kind="Adapter"),
+            "digest": describe(adapters[name], {}).digest,
+        }
+        for name in ("one", "two")
+    }
+    first = shop.run(shop.build(pins))
     assert first.base is not None
-    pins = {one: {"uri": f"{shop.store.uri}/{one}", "digest": _digest(shop, one)} for one in ("one", "two")}
     model_digest = first.base.model_digest
     one = shop.run(shop.build({"one": pins["one"]}, model_digest=model_digest))
     shop.run(shop.build(pins, model_digest=model_digest))
@@ -123,15 +130,8 @@ def test_a_build_of_inputs_that_cannot_have_changed_is_pointed_to_again(shop: Sh
     again = shop.run(shop.build({"one": pins["one"]}, model_digest=model_digest), Told(stage=stages.append))
     assert stages == []
     assert one.bundle is not None
-    assert again.bundle == one.bundle.model_copy(update={"version": 3})
-    assert (shop.latest().sequence, shop.latest().version) == (4, 3)
-
-
-def _digest(shop: Shop, name: str) -> str:
-    result = replace(shop, name=f"only-{name}", sequence=0)
-    digest = result.run(result.build(_at(shop, name))).adapters[0].digest
-    assert digest is not None
-    return digest
+    assert again.bundle == one.bundle.model_copy(update={"version": 4})
+    assert (shop.latest().sequence, shop.latest().version) == (4, 4)
 
 
 def test_an_older_build_never_takes_the_pointer_back(shop: Shop) -> None:
@@ -157,20 +157,27 @@ def test_an_older_build_never_takes_the_pointer_back(shop: Shop) -> None:
         shop.run(shop.build(_at(shop, "one")))
 
 
+def _versions(shop: Shop) -> set[str]:
+    return {item.key.split("/")[0] for item in shop.bundle.list() if item.key.endswith("model.onnx")} - {"bases"}
+
+
+def _bases(shop: Shop) -> set[str]:
+    return {item.key.split("/")[1] for item in shop.bundle.list("bases")}
+
+
 def test_old_versions_go_and_then_the_bases_that_nobody_uses(shop: Shop) -> None:
     shop.run(shop.build(_at(shop, "one")))
-    base = shop.bundle.sub("bases").list_here().folders
+    first = _bases(shop)
     shop.run(shop.build(_at(shop, "two")))
     shop.onnx = {"precision": "int4"}
-    last = shop.run(shop.build(_at(shop, "one"), retention={"versions": 2}))
-    assert last.bundle is not None
-    versions = set(shop.bundle.list_here().folders) - {"bases", "builds", "proofs", "running"}
-    assert versions == {one.digest for one in shop.latest().history[:2]}
-    assert set(base) < set(shop.bundle.sub("bases").list_here().folders)
+    shop.run(shop.build(_at(shop, "one"), retention={"versions": 2}))
+    assert _versions(shop) == {one.digest for one in shop.latest().history[:2]}
+    assert first < _bases(shop)
     shop.run(shop.build(_at(shop, "one", "two"), retention={"versions": 1}))
-    assert set(shop.bundle.list_here().folders) - {"bases", "builds", "proofs", "running"} == {shop.latest().digest}
-    assert not set(base) & set(shop.bundle.sub("bases").list_here().folders)
+    assert _versions(shop) == {shop.latest().digest}
+    assert not first & _bases(shop)
     assert len(shop.bundle.list("builds")) == 1
+    assert shop.bundle.list("running") == []
 
 
 def _kill_at(condition: Callable[..., bool]) -> Callable[..., None]:
