@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from olivine_api.adapterbundle import Onnx
 from olivine_api.reasons import Reason
@@ -34,13 +34,27 @@ def build_base(model: Path, target: Path, precision: Precision) -> None:
     with tempfile.TemporaryDirectory() as cache, _quiet(said):
         where = ("", str(model), str(target), precision, "cpu", cache)
         try:
-            create_model(*where, **parse_extra_options(*where, list(_OPTIONS)))
+            options = parse_extra_options(*where, list(_OPTIONS))
+            _flatten_rope(options["hf_details"]["hf_config"])
+            create_model(*where, **options)
         except (Exception, SystemExit) as error:
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
                 f"onnxruntime-genai's model builder cannot make an {precision} graph of this model"
                 f" ({type(error).__name__}: {' '.join(str(error).split())[:300]}): take a model of a family that it knows, e.g. Llama",
             ) from error
+
+
+def _flatten_rope(config: Any) -> None:
+    """Gemma 3 has a table of angles for each type of layer; transformers keeps both in one member, the builder looks for two."""
+    known = getattr(config, "rope_parameters", None)
+    if (
+        isinstance(known, dict)
+        and known.keys() == {"full_attention", "sliding_attention"}
+        and not hasattr(config, "rope_local_base_freq")
+    ):
+        config.rope_local_base_freq = known["sliding_attention"]["rope_theta"]
+        config.rope_parameters = known["full_attention"]
 
 
 @contextlib.contextmanager
