@@ -360,9 +360,7 @@ WRONG_BUNDLES: dict[str, tuple[Json, str]] = {
     ),
     "named base": ({"adapters": [{"name": "base", "jobRef": {"name": "j"}}]}, "cannot be named base"),
     "uri without a base": ({"adapters": [{"name": "a", "uri": "s3://x/y"}]}, "model is needed"),
-    "right, but not served": (
-        {"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "onnx": {"precision": "int4"}},
-    ),
+    "right, but not served": ({"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "onnx": {"precision": "int4"}},),
 }
 
 
