@@ -105,6 +105,19 @@ class AdapterBundleSpec(ApiModel):
             holds=lambda s: s.model is not None or all(adapter.job_ref is not None for adapter in s.adapters or ()),
             message="model is needed where an adapter comes from a uri: only a FineTuneJob knows its base",
         ),
+        Rule(
+            cel="!has(self.selector) || !has(self.selector.matchExpressions)"
+            " || self.selector.matchExpressions.all(e, !(e.operator in ['Gt', 'Lt']))",
+            holds=lambda s: s.selector is None or all(e.operator not in ("Gt", "Lt") for e in s.selector.match_expressions or ()),
+            message="selector.matchExpressions knows In, NotIn, Exists and DoesNotExist",
+            field_path=".selector",
+        ),
+        Rule(
+            cel="self.pods.count == 1 && self.pods.processesPerPod == 1",
+            holds=lambda s: s.pods.count == 1 and s.pods.processes_per_pod == 1,
+            message="a bundle is built by one pod with one process: leave pods.count and pods.processesPerPod out",
+            field_path=".pods",
+        ),
     )
 
     model: BundleModel | None = None
@@ -147,6 +160,8 @@ class BaseStatus(StatusModel):
     precision: ShortText
     model_digest: Digest | None = None
     """Of the Hugging Face folder that it was built from."""
+    model_uri: StorageUri | None = None
+    model_revision: ShortText | None = None
     uri: StorageUri | None = None
     """Where it is kept for versions to come."""
 

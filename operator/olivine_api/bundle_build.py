@@ -10,7 +10,7 @@ from olivine_api.adapterbundle import ADAPTER_LIMIT, AdapterStatus, BaseStatus, 
 from olivine_api.base import ApiModel, StatusModel
 from olivine_api.publish import Publish
 from olivine_api.sources import Storage, Uri
-from olivine_api.status import Digest, Message, ShortText
+from olivine_api.status import Digest, Message, ShortText, TerminationMessage
 
 
 class BuildAdapter(ApiModel):
@@ -86,3 +86,9 @@ class BuildSnapshot(StatusModel):
     last_update_time: datetime | None = None
     result: BuildResult | None = None
     """At the end only."""
+
+
+class BuildTermination(TerminationMessage):
+    """What the builder's PID 1 leaves in the termination log, at most 4 KiB: what does not fit is left out of the result."""
+
+    build: BuildSnapshot | None = None

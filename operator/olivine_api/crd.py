@@ -77,10 +77,15 @@ _COLUMNS = [
 
 _BUNDLE_COLUMNS = [
     _column("Phase", ".status.phase", description="Summary of the conditions."),
+    _column("Adapters", ".status.summary.adapters", description="Ready and all."),
     _column("Version", ".status.bundle.version", "integer", description="The newest version."),
-    _column("Bytes", ".status.bundle.totalBytes", "integer", description="Size of the newest version."),
+    _column("Size", ".status.summary.size", description="Of the newest version."),
+    _column(
+        "Parity", ".status.summary.worstParity", "number", description="The largest difference of a logit from PyTorch's, in fp32."
+    ),
     _column("Age", ".metadata.creationTimestamp", "date", description="Time since creation."),
     _column("URI", ".status.bundle.uri", wide=True, description="Where the newest version is."),
+    _column("Reason", ".status.lastFailure.reason", wide=True, description="Reason of the last failure."),
 ]
 
 

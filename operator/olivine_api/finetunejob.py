@@ -10,9 +10,9 @@ from olivine_api.base import ApiModel, Rule
 from olivine_api.data import Data, LossOn, OnOverflow, Template
 from olivine_api.evaluation import Evaluation, MetricName
 from olivine_api.methods import Lora, Method, MethodType
+from olivine_api.outputs import OUTPUT_RULES, OnnxOutput, Outputs
 from olivine_api.parameters import Plugin
 from olivine_api.pods import EnvVar, Pods
-from olivine_api.publish import Publish
 from olivine_api.search import Search
 from olivine_api.sources import DataSource, LocalObjectReference, ModelSource, Source, Storage, Uri
 from olivine_api.training import EarlyStopping, Optimizer, Precision, Scheduler, Training
@@ -37,7 +37,9 @@ __all__ = [
     "MetricName",
     "ModelSource",
     "OnOverflow",
+    "OnnxOutput",
     "Optimizer",
+    "Outputs",
     "Pods",
     "Precision",
     "Retries",
@@ -96,32 +98,6 @@ class Tracking(ApiModel):
     tensorboard: bool = True
     """TensorBoard event files under attempts/<attempt>/tensorboard/."""
     mlflow: Mlflow | None = None
-
-
-class OnnxOutput(ApiModel):
-    """The tuned model for onnxruntime-genai."""
-
-    precision: Literal["fp32", "fp16", "int8", "int4"] = "int8"
-    target: Literal["cpu", "cuda", "directml", "webgpu"] = "cpu"
-
-
-class Outputs(ApiModel):
-    """What is published."""
-
-    rules = (
-        Rule(
-            cel="self.adapter || self.merged || has(self.onnx)",
-            holds=lambda o: o.adapter or o.merged or o.onnx is not None,
-            message="outputs must have at least one of adapter: true, merged: true and onnx",
-        ),
-    )
-
-    adapter: bool = True
-    merged: bool = False
-    """The whole model with the adapter folded in."""
-    onnx: OnnxOutput | None = None
-    publish: Publish | None = None
-    """A second place for what is published: another prefix, or a repository of a hub."""
 
 
 class Retries(ApiModel):
@@ -311,6 +287,7 @@ class FineTuneJobSpec(ApiModel):
             message="data.packing is not for a loss of your own, which sees whole rows: leave data.packing out, or write a built-in loss",
             field_path=".data.packing",
         ),
+        *OUTPUT_RULES,
         *UNSERVED_FINETUNEJOB,
         Rule(cel="!oldSelf.cancel || self.cancel", message="cancel is final: use a new name, or kubectl replace --force"),
         # The spec may change until the child exists; the rule over status is at the root of the resource.

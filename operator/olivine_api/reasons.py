@@ -27,6 +27,15 @@ class Reason(StrEnum):
     QUOTA_RESERVED = "QuotaReserved"
     RESIZING = "Resizing"
 
+    # progress of a bundle
+    BUILDING = "Building"
+    VERIFYING = "Verifying"
+    VERIFIED = "Verified"
+    NOT_VERIFIED = "NotVerified"
+    WAITING_FOR_JOBS = "WaitingForJobs"
+    NO_ADAPTERS = "NoAdapters"
+    UPDATE_PENDING = "UpdatePending"
+
     # the user's to mend
     INVALID_SPEC = "InvalidSpec"
     FILE_URI_NOT_ALLOWED = "FileUriNotAllowed"

@@ -31,10 +31,6 @@ def _present(path: str, instead: str = "leave it out") -> Rule:
     return _rule(path, "true", lambda _: True, "", instead)
 
 
-def _true(path: str, instead: str = "leave it out") -> Rule:
-    return _rule(path, f"self.{path}", bool, ": true", instead)
-
-
 def _other(path: str, served: Sequence[str], instead: str) -> Rule:
     known = ", ".join(f"'{value}'" for value in served)
     return _rule(path, f"!(self.{path} in [{known}])", lambda value: value not in served, " with this value", instead)
@@ -50,8 +46,7 @@ UNSERVED_FINETUNEJOB = (
     ),
     _present("tracking.mlflow"),
     _present("search", "write one FineTuneJob for each value"),
-    _true("outputs.merged"),
-    _present("outputs.onnx"),
-    _present("outputs.publish"),
+    _other("outputs.onnx.precision", ("fp32", "int8", "int4"), "write fp32, int8 or int4"),
+    _other("outputs.onnx.target", ("cpu",), "write cpu"),
     _other("reuse", ("Never",), "write Never"),
 )

@@ -167,6 +167,18 @@ WRONG: dict[str, tuple[Json, str]] = {
     ),
     "gate of nothing": ({"evaluation.gates": [{"metric": "accuracy"}]}, "either manual: true alone, or a metric"),
     "nothing published": ({"outputs": {"adapter": False}}, "outputs must have at least one of"),
+    "a bottleneck merged": (
+        {"method": {"type": "Adapter"}, "outputs": {"merged": True}},
+        "write outputs.onnx, or method.type LoRA",
+    ),
+    "a classifier as a graph": (
+        {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone"}, "outputs": {"onnx": {}}},
+        "outputs.onnx has no place for a classifier's head",
+    ),
+    "whole modules in a graph": (
+        {"method.lora.modulesToSave": ["lm_head"], "outputs": {"onnx": {}}},
+        "outputs.onnx has no place for modules that are trained whole",
+    ),
     "search beyond its trials": (
         {"search": {"trials": 2, "parallelism": 3, "space": {"training.seed": {"type": "choice", "values": [1]}}}},
         "search.parallelism must not exceed",
@@ -206,8 +218,8 @@ UNSERVED: dict[str, Json] = {
     "search": {
         "search": {"trials": 2, "space": {"training.learningRate": {"type": "float", "low": 1e-6, "high": 1e-3, "log": True}}}
     },
-    "outputs.merged": {"outputs": {"merged": True}},
-    "outputs.onnx": {"outputs": {"onnx": {"precision": "int4"}}},
+    "outputs.onnx.precision": {"outputs": {"onnx": {"precision": "fp16"}}},
+    "outputs.onnx.target": {"outputs": {"onnx": {"target": "cuda"}}},
     "reuse": {"reuse": "Adopt"},
 }
 
@@ -287,6 +299,13 @@ RIGHT: dict[str, Json] = {
         "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own", "parameters": {"margin": 1}},
     },
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
+    "all outputs": {"outputs": {"merged": True, "onnx": {"precision": "int4", "target": "cpu"}}},
+    "a whole model as a graph alone": {"method": {"type": "Full"}, "outputs": {"adapter": False, "onnx": {}}},
+    "a merged classifier": {
+        "classification": {"head": "Sequence"},
+        "data.labels": {"field": "tone"},
+        "outputs": {"adapter": False, "merged": True},
+    },
     "defaults said aloud": {
         "classification": {"head": "Generative"},
         "outputs": {"adapter": True},

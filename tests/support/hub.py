@@ -1,5 +1,8 @@
-"""A stand-in of the Hugging Face hub's HTTP API, over real HTTP: info, tree, resolve, redirects to large files, refusals."""
+"""A stand-in of the Hugging Face hub's HTTP API, over real HTTP: info, tree, resolve, redirects to large files, refusals; and
+what it takes to write: making a repository, preupload, LFS, commits.
+"""
 
+import base64
 import hashlib
 import json
 from collections.abc import Generator, Mapping
@@ -11,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.serving import QuietHandler, served
 
-_LARGE = (".safetensors", ".parquet", ".bin")
+_LARGE = (".safetensors", ".parquet", ".bin", ".onnx", ".data", ".onnx_adapter")
 _PAGE = 3  # entries of one page of a tree
 
 
@@ -26,6 +29,8 @@ class Repository:
     private: bool = False
     """To all others it is not there."""
     let_in: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
+    """Tokens that may commit."""
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
         """A further commit, which `ref` points to."""
@@ -49,6 +54,12 @@ class Hub:
     """Every answer is 503."""
     failing: int = 0
     """So many answers are 503."""
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tokens that may make repositories of an organisation."""
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    """Large files by sha256, before a commit names them."""
+    lost_answers: int = 0
+    """So many commits are made, and answered by 503."""
     spoiled: set[str] = field(default_factory=set)
     """Paths of large files whose first byte is flipped on the way, once each."""
 
@@ -87,8 +98,15 @@ class _Handler(QuietHandler, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
+        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.hub.down or self.hub.failing:
             self.hub.failing = max(0, self.hub.failing - 1)
             self._send(503, b"busy")
@@ -97,11 +115,27 @@ class _Handler(QuietHandler, BaseHTTPRequestHandler):
             self._route(unquote(urlsplit(self.path).path).strip("/").split("/"))
         except RefusedError as refused:
             headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
-            self._send(refused.status, b'{"error": "refused"}', {name: value for name, value in headers.items() if value})
+            self._send(
+                refused.status,
+                json.dumps({"error": "refused", "url": f"{self.hub.endpoint}/there"}).encode(),
+                {name: value for name, value in headers.items() if value},
+            )
 
     def _route(self, parts: list[str]) -> None:
-        if parts[0] == "cdn":
+        if parts[0] == "cdn" and self.command == "PUT":
+            self._take_large(parts[1])
+        elif parts[0] == "cdn":
             self._large(parts[1])
+        elif parts == ["api", "repos", "create"]:
+            self._create()
+        elif parts == ["api", "validate-yaml"]:
+            self._check_card()
+        elif parts[2:] == ["info", "lfs", "objects", "batch"] and parts[1].endswith(".git"):
+            self._lfs_batch(f"{parts[0]}/{parts[1].removesuffix('.git')}")
+        elif parts[:2] == ["api", "models"] and parts[4:5] in (["preupload"], ["commit"], ["auth-check"]):
+            path = "/".join(parts[2:4])
+            self._writable(path)
+            {"preupload": self._preupload, "commit": self._take_commit, "auth-check": lambda _: self._json({})}[parts[4]](path)
         elif parts[0] == "api" and parts[1] in ("models", "datasets"):
             path = "/".join(parts[2:4]) if parts[1] == "models" else f"datasets/{'/'.join(parts[2:4])}"
             self._api(path, parts[4:])
@@ -121,6 +155,97 @@ class _Handler(QuietHandler, BaseHTTPRequestHandler):
         if files and found.gated and token not in found.let_in:
             raise RefusedError(403 if token else 401, "GatedRepo", "Access to this repository is restricted")
         return found
+
+    @property
+    def _token(self) -> str:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+
+    def _writable(self, path: str) -> Repository:
+        found = self._repository(path, files=False)
+        if self._token not in found.writers:
+            raise RefusedError(403 if self._token else 401, "", "You don't have write access to this repository")
+        return found
+
+    def _create(self) -> None:
+        wanted = json.loads(self._body)
+        path = f"{wanted['organization']}/{wanted['name']}"
+        if self._token not in self.hub.members.get(wanted["organization"], ()):
+            raise RefusedError(403 if self._token else 401, "", "You don't have the rights to create a model under this namespace")
+        if path in self.hub.repositories:
+            raise RefusedError(409, "", "You already created this model repo")
+        private = wanted.get("visibility") == "private"
+        self.hub.add(
+            path, {".gitattributes": b"*.safetensors filter=lfs"}, private=private, let_in=(self._token,), writers=(self._token,)
+        )
+        self._json({"url": f"{self.hub.endpoint}/{path}"})
+
+    def _check_card(self) -> None:
+        if "license: nonsense" in json.loads(self._body)["content"]:
+            body = json.dumps({"errors": [{"message": '"license" must be one of a list'}]}).encode()
+            self._send(400, body, {"Content-Type": "application/json"})
+        else:
+            self._json({"errors": [], "warnings": []})
+
+    def _preupload(self, path: str) -> None:
+        files = self.hub.repositories[path].commits[self._commit(self.hub.repositories[path], "main")]
+        told: list[dict[str, Any]] = []
+        for one in json.loads(self._body)["files"]:
+            large = one["path"].endswith(_LARGE)
+            data = files.get(one["path"])
+            oid = None if data is None else hashlib.sha256(data).hexdigest() if large else _git_oid(data)
+            told.append({"path": one["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
+        self._json({"files": told})
+
+    def _lfs_batch(self, path: str) -> None:
+        self._writable(path)
+        known = {hashlib.sha256(data).hexdigest() for _, data in self._everything()}
+        objects: list[dict[str, Any]] = []
+        for one in json.loads(self._body)["objects"]:
+            action = {"upload": {"href": f"{self.hub.cdn}/cdn/{one['oid']}"}}
+            objects.append(one if one["oid"] in known else one | {"actions": action})
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _take_large(self, sha256: str) -> None:
+        if self.headers.get("Authorization"):
+            raise RefusedError(400, "", "a token was sent to another host")
+        if hashlib.sha256(self._body).hexdigest() != sha256:
+            raise RefusedError(400, "", "not what was announced")
+        self.hub.uploads[sha256] = self._body
+        self._send(200, b"")
+
+    def _take_commit(self, path: str) -> None:
+        """Lines of JSON: a header, then an operation each. What is wrong with one of them refuses all."""
+        repository = self.hub.repositories[path]
+        files = dict(repository.commits[repository.refs["main"]])
+        known = self.hub.uploads | {hashlib.sha256(data).hexdigest(): data for _, data in self._everything()}
+        for line in self._body.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            match operation["key"]:
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    if value["oid"] not in known:
+                        raise RefusedError(400, "", f"{value['path']} was never uploaded")
+                    files[value["path"]] = known[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
+                case _:
+                    pass  # the header
+        commit = repository.commit(files)
+        if self.hub.lost_answers:
+            self.hub.lost_answers -= 1
+            self._send(503, b"lost")
+            return
+        self._json({"commitUrl": f"{self.hub.endpoint}/{path}/commit/{commit}", "commitOid": commit})
+
+    def _everything(self) -> list[tuple[str, bytes]]:
+        return [
+            (name, data)
+            for repository in self.hub.repositories.values()
+            for files in repository.commits.values()
+            for name, data in files.items()
+        ]
 
     def _commit(self, repository: Repository, revision: str) -> str:
         commit = repository.refs.get(revision, revision)
@@ -178,13 +303,7 @@ class _Handler(QuietHandler, BaseHTTPRequestHandler):
     def _large(self, sha256: str) -> None:
         if self.headers.get("Authorization"):
             raise RefusedError(400, "", "a token was sent to another host")
-        everything = (
-            (name, data)
-            for repository in self.hub.repositories.values()
-            for files in repository.commits.values()
-            for name, data in files.items()
-        )
-        name, data = next((name, data) for name, data in everything if hashlib.sha256(data).hexdigest() == sha256)
+        name, data = next((name, data) for name, data in self._everything() if hashlib.sha256(data).hexdigest() == sha256)
         if self.command == "GET" and name in self.hub.spoiled:
             self.hub.spoiled.remove(name)
             data = bytes([data[0] ^ 1]) + data[1:]
@@ -206,3 +325,7 @@ class _Handler(QuietHandler, BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _git_oid(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -60,6 +60,8 @@ def input_digest(spec: FineTuneJobSpec, resolved: Resolved, plugins: Mapping[str
     raw = _trained_on(spec, plugins)
     for key in ("storage", "reuse"):
         raw.pop(key, None)
+    if "outputs" in raw:
+        raw["outputs"] = {key: value for key, value in raw["outputs"].items() if key != "publish"}
     raw["model"] = {"digest": resolved.model.digest if resolved.model is not None else None}
     raw["data"] = {key: value for key, value in raw["data"].items() if key not in ("train", "validation", "test")}
     raw["data"]["digest"] = resolved.data.digest if resolved.data is not None else None

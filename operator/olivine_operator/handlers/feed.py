@@ -1,4 +1,4 @@
-"""What is seen of an object goes into the cache; what is news there asks for a look at the FineTuneJob it belongs to."""
+"""What is seen of an object goes into the cache; what is news there asks for a look at the resource it belongs to."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,8 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from olivine_api import names
-from olivine_operator.plan.observed import KUEUE_JOB_UID_LABEL, ChildView, JobView, Key, PodView, Raw, WorkloadView
-from olivine_operator.runtime.api import FINETUNEJOBS, JOBS, JOBSETS, OLD_WORKLOADS, PODS, WORKLOADS, Kind
+from olivine_operator.plan.bundle.gathering import is_interested
+from olivine_operator.plan.observed import (
+    KUEUE_JOB_UID_LABEL,
+    BuildReport,
+    BundleView,
+    ChildView,
+    JobView,
+    Key,
+    PodView,
+    Raw,
+    Report,
+    WorkloadView,
+)
+from olivine_operator.runtime.api import ADAPTERBUNDLES, FINETUNEJOBS, JOBS, JOBSETS, OLD_WORKLOADS, PODS, WORKLOADS, Kind
 from olivine_operator.runtime.cache import Cache, Shelf
 from olivine_operator.runtime.reports import Memory
 
@@ -28,14 +40,16 @@ class Feed:
 
     watched: tuple[Watched, ...]
 
-    def __init__(self, cache: Cache, memory: Memory, ask: Callable[[Key], None]) -> None:
+    def __init__(self, cache: Cache, memory: Memory[Report], builds: Memory[BuildReport], ask: Callable[[Key], None]) -> None:
         self.watched = (
             Watched(kind=FINETUNEJOBS, shelf=cache.jobs, read=JobView.from_raw),
             Watched(kind=JOBS, shelf=cache.children, read=ChildView.from_raw, label=names.LABEL_JOB),
             Watched(kind=PODS, shelf=cache.pods, read=PodView.from_raw, label=names.LABEL_JOB),
+            Watched(kind=ADAPTERBUNDLES, shelf=cache.bundles, read=BundleView.from_raw),
         )
         self._cache = cache
         self._memory = memory
+        self._builds = builds
         self._ask = ask
         self._told: Counter[Kind] = Counter()
 
@@ -71,9 +85,12 @@ class Feed:
     def see(self, watched: Watched, raw: Raw) -> bool:
         """An object as it is now; returns whether that is news."""
         view = watched.read(raw)
+        before = watched.shelf.by_uid(view.uid)
         news = watched.shelf.put(view)
         if news:
             self._ask(view.key)
+            if watched.kind is FINETUNEJOBS and _concerns_bundles(before, view):
+                self._tell_bundles(view)
         return news
 
     def gone(self, watched: Watched, uid: str, version: str | None = None) -> None:
@@ -83,3 +100,18 @@ class Feed:
             self._ask(known.key)
         if watched.kind is FINETUNEJOBS:
             self._memory.forget(uid)
+            if known is not None:
+                self._tell_bundles(known)
+        elif watched.kind is ADAPTERBUNDLES:
+            self._builds.forget(uid)
+
+    def _tell_bundles(self, job: JobView) -> None:
+        """Asks for a look at the bundles of its namespace that may take its adapter."""
+        for bundle in self._cache.bundles:
+            if bundle.namespace == job.namespace and is_interested(bundle.spec, job):
+                self._ask(bundle.key)
+
+
+def _concerns_bundles(before: JobView | None, now: JobView) -> bool:
+    """Not each step of a job's progress is news to a bundle."""
+    return before is None or before.labels != now.labels or before.status.get("phase") != now.status.get("phase")

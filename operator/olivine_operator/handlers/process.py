@@ -5,18 +5,21 @@ import logging
 import time
 from datetime import UTC, datetime
 
+from olivine_api import names
 from olivine_operator.handlers.feed import Feed, Watched
 from olivine_operator.handlers.resync import Resync
 from olivine_operator.handlers.watching import watch
-from olivine_operator.plan.observed import JobView, Key, NamespaceView, Report
+from olivine_operator.plan.observed import BuildReport, BundleView, JobView, Key, NamespaceView, Report
 from olivine_operator.plan.settings import OperatorSettings
 from olivine_operator.runtime.api import NAMESPACES, ApiError, KubeApi, connect
+from olivine_operator.runtime.bundle_reconciler import BundleReconciler
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.config import this_replica
 from olivine_operator.runtime.election import Election
 from olivine_operator.runtime.forwarding import Forwarder
 from olivine_operator.runtime.health import serve_health
 from olivine_operator.runtime.metrics import Metrics
+from olivine_operator.runtime.policies import Policies
 from olivine_operator.runtime.reconciler import Reconciler
 from olivine_operator.runtime.reports import Memory
 from olivine_operator.runtime.status_server import StatusServer
@@ -49,7 +52,8 @@ class Operator:
         self._settings = settings
         self._metrics = metrics
         self._cache = Cache()
-        self._memory = Memory()
+        self._memory: Memory[Report] = Memory()
+        self._builds: Memory[BuildReport] = Memory()
         # Of this term only: what a standby hears is looked at when it leads.
         self._queue: WorkQueue | None = None
         self._tls = StatusTls(api, settings)
@@ -63,17 +67,26 @@ class Operator:
             trusted=self._tls.trusted,
             server_name=settings.status_host,
         )
-        feed = Feed(self._cache, self._memory, self._ask)
+        feed = Feed(self._cache, self._memory, self._builds, self._ask)
         if settings.policies:
             feed.watch_too(Watched(kind=NAMESPACES, shelf=self._cache.namespaces, read=NamespaceView.from_raw))
         self._feed = feed
         self._resync = Resync(api=api, feed=feed, metrics=metrics, every_seconds=settings.resync_seconds, clock=time.monotonic)
+        policies = Policies(api, self._cache, settings)
         self._reconciler = Reconciler(
             api=api,
             cache=self._cache,
             memory=self._memory,
-            settings=settings,
+            policies=policies,
             metrics=metrics,
+            ca_certificate=self._tls.ca_certificate,
+            clock=_now,
+        )
+        self._bundles = BundleReconciler(
+            api=api,
+            cache=self._cache,
+            memory=self._builds,
+            policies=policies,
             ca_certificate=self._tls.ca_certificate,
             clock=_now,
         )
@@ -81,6 +94,7 @@ class Operator:
             cache=self._cache,
             verifier=TokenVerifier(api, time.time),
             accept=self._accept,
+            accept_build=self._accept_build,
             metrics=metrics,
             ready=lambda: self._serving,
             leading=self._election.leading,
@@ -88,7 +102,10 @@ class Operator:
             clock=_now,
         )
         metrics.observe_watches(self._resync.readings, self._resync.listing_age)
-        metrics.observe_phases(lambda: (str(job.status.get("phase", "Pending")) for job in self._cache.jobs))
+        metrics.observe_phases(
+            lambda: (str(job.status.get("phase", "Pending")) for job in self._cache.jobs),
+            lambda: (str(bundle.status.get("phase", "Pending")) for bundle in self._cache.bundles),
+        )
 
     async def run(self) -> None:
         """Runs until the watches end."""
@@ -134,7 +151,9 @@ class Operator:
         await self._resync.reach_sync()
         await self._server.start(endpoint.address, endpoint.port, self._tls.context)
         self._serving = True
-        _log.info("ready: %d FineTuneJobs", len(self._cache.jobs.versions()))
+        _log.info(
+            "ready: %d FineTuneJobs, %d AdapterBundles", len(self._cache.jobs.versions()), len(self._cache.bundles.versions())
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._election.run(self._lead))
             group.create_task(self._resync.keep())
@@ -144,12 +163,16 @@ class Operator:
         # What the last leader wrote at its end may not be told yet.
         await self._catch_up()
         self._memory.clear()
+        self._builds.clear()
         self._queue = queue = WorkQueue(self._metrics)
         self._look_at_all()
         try:
-            await queue.run(self._settings.workers, self._reconciler.look)
+            await queue.run(self._settings.workers, self._look)
         finally:
             self._queue = None
+
+    async def _look(self, key: Key) -> float | None:
+        return await (self._bundles if key[1].startswith(names.BUNDLE_PREFIX) else self._reconciler).look(key)
 
     async def _catch_up(self) -> None:
         while True:
@@ -164,8 +187,8 @@ class Operator:
             self._queue.add(key)
 
     def _look_at_all(self) -> None:
-        for job in self._cache.jobs:
-            self._ask(job.key)
+        for resource in (*self._cache.jobs, *self._cache.bundles):
+            self._ask(resource.key)
 
     def _not_ready(self) -> str | None:
         return None if self._serving else "still reading the cluster's state"
@@ -173,3 +196,7 @@ class Operator:
     def _accept(self, job: JobView, report: Report) -> None:
         self._memory.take_report(job.uid, report)
         self._ask(job.key)
+
+    def _accept_build(self, bundle: BundleView, report: BuildReport) -> None:
+        self._builds.take_report(bundle.uid, report)
+        self._ask(bundle.key)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from olivine_operator.handlers.feed import Feed, Watched
-from olivine_operator.runtime.api import ApiError, Kind, KubeApi
+from olivine_operator.runtime.api import ADAPTERBUNDLES, FINETUNEJOBS, ApiError, Kind, KubeApi
 from olivine_operator.runtime.cache import newer
 from olivine_operator.runtime.metrics import Metrics, WatchReading
 
@@ -81,13 +81,14 @@ class Resync:
         return None
 
     async def wait_for_crd(self) -> None:
-        """Returns when FineTuneJobs are served and discovered: kopf looks for them in API discovery, once only."""
-        told = False
-        while (missing := await self._missing(self._feed.watched[0].kind)) is not None:
-            if not told:
-                _log.warning("waiting for the CustomResourceDefinition of FineTuneJob: %s", missing)
-            told = True
-            await asyncio.sleep(_CRD_SECONDS)
+        """Returns when our own kinds are served and discovered: kopf looks for them in API discovery, once only."""
+        for kind in (FINETUNEJOBS, ADAPTERBUNDLES):
+            told = False
+            while (missing := await self._missing(kind)) is not None:
+                if not told:
+                    _log.warning("waiting for the CustomResourceDefinition of %s: %s", kind.name, missing)
+                told = True
+                await asyncio.sleep(_CRD_SECONDS)
         for watched in await self._new_kinds():
             self._feed.watch_too(watched)
             _log.info("the cluster has %s", watched.kind.plural)

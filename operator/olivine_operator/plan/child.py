@@ -9,6 +9,7 @@ from olivine_api.finetunejob import FineTuneJobSpec, Pods
 from olivine_api.status import JobIdentity, Overrides, World
 from olivine_operator.plan.live_config import canonical, digest_of, live_data
 from olivine_operator.plan.naming import child_labels, child_name, own_labels, owner_reference
+from olivine_operator.plan.needs import needs_of_training
 from olivine_operator.plan.observed import (
     ANNOTATION_CONFIG_DIGEST,
     ANNOTATION_PODS,
@@ -152,15 +153,21 @@ def _annotations(job: JobView, spec: FineTuneJobSpec, live: dict[str, str]) -> d
 
 
 def _job_spec(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings, *, leader: str) -> dict[str, Any]:
+    template = pod_template(job, needs_of_training(spec), settings, config_map=child_name(job), leader=leader)
+    return indexed_job_spec(template, pods=spec.pods.count)
+
+
+def indexed_job_spec(template: dict[str, Any], *, pods: int) -> dict[str, Any]:
+    """A Job whose pods are tried again without limit unless a user's exit code ends it: the operator alone counts."""
     return {
         "completionMode": "Indexed",
-        "completions": spec.pods.count,
-        "parallelism": spec.pods.count,
+        "completions": pods,
+        "parallelism": pods,
         "backoffLimitPerIndex": _UNLIMITED,
         "podReplacementPolicy": "Failed",
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
         "podFailurePolicy": {"rules": _failure_rules()},
-        "template": pod_template(job, spec, settings, leader=leader),
+        "template": template,
     }
 
 

@@ -12,12 +12,12 @@ _CUT = "…".encode()
 Truth = Literal["True", "False", "Unknown"]
 
 
-def find(conditions: Sequence[Condition], kind: ConditionType) -> Condition | None:
+def find(conditions: Sequence[Condition], kind: str) -> Condition | None:
     """The condition of a type."""
     return next((c for c in conditions if c.type == kind), None)
 
 
-def holds(conditions: Sequence[Condition], kind: ConditionType) -> bool:
+def holds(conditions: Sequence[Condition], kind: str) -> bool:
     """Whether a condition is True."""
     condition = find(conditions, kind)
     return condition is not None and condition.status == "True"
@@ -27,7 +27,7 @@ def holds(conditions: Sequence[Condition], kind: ConditionType) -> bool:
 class Change:
     """A condition as it is to be."""
 
-    type: ConditionType
+    type: str
     status: Truth
     reason: str
     message: str

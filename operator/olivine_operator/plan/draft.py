@@ -1,39 +1,28 @@
-"""The plan while it is being made: a copy of the status that steps change one after another, and the actions they ask for."""
+"""The plan of a FineTuneJob while it is being made."""
 
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
 from olivine_api.reasons import Reason
-from olivine_api.status import Condition, ConditionType, FineTuneJobStatus, Snapshot
-from olivine_operator.plan.conditions import Change, Truth, find, holds, is_terminal, phase_of, with_condition
+from olivine_api.status import ConditionType, FineTuneJobStatus, Snapshot
+from olivine_operator.plan.conditions import is_terminal, phase_of
 from olivine_operator.plan.diagnosis import diagnose
+from olivine_operator.plan.drafting import Drafting
 from olivine_operator.plan.events import events_between
 from olivine_operator.plan.observed import Observed
-from olivine_operator.plan.outcome import Action, Plan
+from olivine_operator.plan.outcome import Plan
 from olivine_operator.plan.settings import OperatorSettings
 from olivine_operator.plan.snapshots import evaluated, merge
 from olivine_operator.plan.usage import metered
 from olivine_operator.plan.wishes import Wishes
 
 
-class Draft:
+class Draft(Drafting[FineTuneJobStatus]):
     """Status and actions in the making; lives for one call of the plan."""
 
     def __init__(self, observed: Observed, now: datetime, settings: OperatorSettings) -> None:
+        super().__init__(FineTuneJobStatus.model_validate(observed.job.status), observed.job.generation, now, settings)
         self.observed = observed
-        # Kubernetes' times are whole seconds.
-        self.now = now.replace(microsecond=0)
-        self.settings = settings
         self.wishes = Wishes.read(observed.job.spec)
-        self.before = FineTuneJobStatus.model_validate(observed.job.status)
-        self.status = self.before
-        self._actions: list[Action] = []
-        self._requeue_after: float | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether the status says anything new so far."""
-        return self.status != self.before
 
     @property
     def terminal(self) -> bool:
@@ -44,24 +33,6 @@ class Draft:
     def checkpoint_step(self) -> int:
         """The newest checkpoint's step; -1 before there is one."""
         return self.status.checkpoint.step if self.status.checkpoint is not None else -1
-
-    def condition(self, kind: ConditionType) -> Condition | None:
-        """The condition of a type."""
-        return find(self.status.conditions, kind)
-
-    def holds(self, kind: ConditionType) -> bool:
-        """Whether a condition is True."""
-        return holds(self.status.conditions, kind)
-
-    def set(self, kind: ConditionType, truth: Truth, reason: str, message: str) -> None:
-        """Sets a condition."""
-        change = Change(type=kind, status=truth, reason=reason, message=message)
-        generation = self.observed.job.generation
-        self.update(conditions=with_condition(self.status.conditions, change, generation=generation, now=self.now))
-
-    def update(self, **fields: Any) -> None:
-        """Sets members of the status."""
-        self.status = self.status.model_copy(update=fields)
 
     def merge(self, snapshot: Snapshot, *, final: bool = False) -> None:
         """Takes over a snapshot, and what it says of the evaluation."""
@@ -77,18 +48,6 @@ class Draft:
             self.set(ConditionType.EVALUATED, "True", Reason.EVALUATED, sentence)
         elif not self.holds(ConditionType.EVALUATED):
             self.set(ConditionType.EVALUATED, "False", Reason.BASE_EVALUATED, f"{sentence}; the tuned model is measured at the end")
-
-    def act(self, action: Action) -> None:
-        """Asks for a change to a child."""
-        self._actions.append(action)
-
-    def look_again_in(self, seconds: float) -> None:
-        """Asks for another look, at the earliest time that anybody asks for."""
-        self._requeue_after = seconds if self._requeue_after is None else min(seconds, self._requeue_after)
-
-    def look_again_at(self, time: datetime) -> None:
-        """The same by the clock; a little later, since times are whole seconds."""
-        self.look_again_in(max(0.0, (time + timedelta(seconds=1) - self.now).total_seconds()))
 
     def finish(self) -> Plan:
         """The plan: with the phase, kstatus' conditions and the Events that follow from what was decided."""

@@ -1,7 +1,7 @@
 """Names and labels of children."""
 
 from olivine_api import names
-from olivine_operator.plan.observed import CHILD_SUFFIX, KUEUE_PREFIX, JobView
+from olivine_operator.plan.observed import CHILD_SUFFIX, KUEUE_PREFIX, BundleView, JobView
 
 # Others' labels stay where they are: a GitOps controller would prune a child that carries its own.
 _COPIED_PREFIXES = (KUEUE_PREFIX, f"{names.GROUP}/")
@@ -14,7 +14,8 @@ def child_name(job: JobView) -> str:
 
 def own_labels(job: JobView) -> dict[str, str]:
     """By these the children are found."""
-    return {names.LABEL_JOB: job.name, names.LABEL_JOB_UID: job.uid, names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    labels = {names.LABEL_JOB: job.label, names.LABEL_JOB_UID: job.uid, names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    return labels | ({names.LABEL_BUNDLE: job.name} if isinstance(job, BundleView) else {})
 
 
 def child_labels(job: JobView) -> dict[str, str]:
@@ -27,7 +28,7 @@ def owner_reference(job: JobView) -> dict[str, object]:
     """Makes the garbage collector delete the children with the job."""
     return {
         "apiVersion": names.API_VERSION,
-        "kind": names.FINETUNEJOB_KIND,
+        "kind": job.kind,
         "name": job.name,
         "uid": job.uid,
         "controller": True,

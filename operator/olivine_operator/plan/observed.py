@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from olivine_api import names
+from olivine_api.bundle_build import BuildSnapshot
 from olivine_api.status import Snapshot
 
 Raw = Mapping[str, Any]
@@ -63,14 +64,21 @@ class JobView:
     annotations: Mapping[str, str] = field(default_factory=dict[str, str])
     """Kueue's only."""
 
+    kind: ClassVar[str] = names.FINETUNEJOB_KIND
+
     @property
     def key(self) -> Key:
         """Its place in cache and queue."""
-        return self.namespace, self.name
+        return self.namespace, self.label
+
+    @property
+    def label(self) -> str:
+        """What its children's label says: to which resource they belong."""
+        return self.name
 
     @classmethod
-    def from_raw(cls, raw: Raw) -> "JobView":
-        """From a FineTuneJob as the API server tells it."""
+    def from_raw(cls, raw: Raw) -> Self:
+        """From the resource as the API server tells it."""
         metadata = raw["metadata"]
         return cls(
             namespace=metadata["namespace"],
@@ -84,6 +92,26 @@ class JobView:
             status=raw.get("status", {}),
             annotations={k: v for k, v in metadata.get("annotations", {}).items() if k.startswith(KUEUE_PREFIX)},
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleView(JobView):
+    """An AdapterBundle."""
+
+    update: str | None = None
+    """The annotation that asks for an update."""
+
+    kind: ClassVar[str] = names.ADAPTERBUNDLE_KIND
+
+    @property
+    def label(self) -> str:
+        """What its children's label says: no FineTuneJob's name has a dot."""
+        return f"{names.BUNDLE_PREFIX}{self.name}"
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> Self:
+        """From the resource as the API server tells it."""
+        return replace(super().from_raw(raw), update=raw["metadata"].get("annotations", {}).get(names.ANNOTATION_UPDATE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +374,14 @@ class Report:
     """The newest snapshot that a trainer pod sent."""
 
     snapshot: Snapshot
+    received_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """The newest snapshot that a builder pod sent."""
+
+    snapshot: BuildSnapshot
     received_at: datetime
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from olivine_api import names
-from olivine_api.finetunejob import FineTuneJobSpec, Pods
+from olivine_api.finetunejob import Pods
 from olivine_operator.plan.naming import own_labels
+from olivine_operator.plan.needs import PodNeeds
 from olivine_operator.plan.observed import JobView
 from olivine_operator.plan.settings import OperatorSettings, PodDefaults
 from olivine_operator.plan.volumes import mounts, volumes
@@ -29,9 +30,9 @@ _RESTRICTED_CONTAINER: Mapping[str, Any] = {
 }
 
 
-def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings, *, leader: str) -> dict[str, Any]:
-    """The Job's pod template; `leader` is the DNS name of the pod with index 0."""
-    defaults, pods = settings.trainer.pod_defaults, spec.pods
+def pod_template(job: JobView, needs: PodNeeds, settings: OperatorSettings, *, config_map: str, leader: str = "") -> dict[str, Any]:
+    """The Job's pod template; `config_map` says what is to be done, `leader` is the DNS name of the pod with index 0 where there are several."""
+    defaults, pods = settings.trainer.pod_defaults, needs.pods
     copied = {key: value for key, value in job.labels.items() if key.startswith(f"{names.GROUP}/")}
     metadata = {
         "labels": {**defaults.labels, **(pods.labels or {}), **copied, **own_labels(job)},
@@ -44,8 +45,8 @@ def pod_template(job: JobView, spec: FineTuneJobSpec, settings: OperatorSettings
         "subdomain": leader.partition(".")[2] if pods.count > 1 else None,
         "securityContext": dict(_RESTRICTED_POD),
         "terminationGracePeriodSeconds": pods.termination_grace_period_seconds,
-        "containers": [_container(spec, settings, leader)],
-        "volumes": volumes(job, spec, settings),
+        "containers": [_container(needs, settings, leader)],
+        "volumes": volumes(config_map, needs, settings),
         "serviceAccountName": pods.service_account_name,
         "priorityClassName": pods.priority_class_name or defaults.priority_class_name,
         "runtimeClassName": pods.runtime_class_name or defaults.runtime_class_name,
@@ -76,17 +77,18 @@ def _dumped(models: Iterable[Any]) -> list[dict[str, Any]]:
     return [model.to_json_dict() for model in models]
 
 
-def _container(spec: FineTuneJobSpec, settings: OperatorSettings, leader: str) -> dict[str, Any]:
-    trainer, pods = settings.trainer, spec.pods
-    return {
+def _container(needs: PodNeeds, settings: OperatorSettings, leader: str) -> dict[str, Any]:
+    trainer, pods = settings.trainer, needs.pods
+    args = {"args": list(needs.args)} if needs.args else {}
+    return args | {
         "name": CONTAINER,
         "image": image_of(pods, settings),
         "imagePullPolicy": pods.image_pull_policy or trainer.image_pull_policy,
         "resources": container_resources(pods, trainer.pod_defaults),
         "env": _environment(pods, settings, leader),
         # Of equal names the last wins: ours.
-        "envFrom": [*_dumped(pods.env_from or ()), *secret_sources(spec)],
-        "volumeMounts": mounts(spec, settings),
+        "envFrom": [*_dumped(pods.env_from or ()), *needs.secrets],
+        "volumeMounts": mounts(needs, settings),
         "securityContext": dict(_RESTRICTED_CONTAINER),
         "terminationMessagePath": names.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
@@ -117,19 +119,3 @@ def _environment(pods: Pods, settings: OperatorSettings, leader: str) -> list[di
         ours.append({"name": names.ENV_LEADER_HOST, "value": leader})
     merged = {item["name"]: item for item in [*settings.trainer.pod_defaults.env, *_dumped(pods.env or ()), *ours]}
     return list(merged.values())
-
-
-def secret_sources(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
-    """The Secrets' keys as environment variables, a prefix for each source; a missing Secret then shows in the pod's status."""
-    roles = {
-        "storage": spec.storage.secret_ref,
-        "model": spec.model.secret_ref,
-        "train": spec.data.train.secret_ref,
-        "validation": spec.data.validation.secret_ref if spec.data.validation is not None else None,
-        "test": spec.data.test.secret_ref if spec.data.test is not None else None,
-    }
-    return [
-        {"prefix": names.ENV_SECRET_PREFIXES[role], "secretRef": {"name": ref.name}}
-        for role, ref in roles.items()
-        if ref is not None
-    ]

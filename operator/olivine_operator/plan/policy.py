@@ -1,9 +1,10 @@
 """What the administrator allows in a namespace, and what of a spec goes beyond it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from olivine_api.adapterbundle import AdapterBundleSpec
 from olivine_api.base import ApiModel
 from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.parameters import Plugin
@@ -24,9 +25,7 @@ def policy_for(settings: OperatorSettings, labels: Mapping[str, str]) -> Policy:
 
 
 def _selects(selector: NamespaceSelector, labels: Mapping[str, str]) -> bool:
-    return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
-        _meets(requirement, labels) for requirement in selector.match_expressions
-    )
+    return selects(selector.match_labels, selector.match_expressions, labels)
 
 
 def _meets(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:
@@ -42,7 +41,7 @@ def _meets(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:
             return value not in requirement.values
 
 
-def violations(spec: FineTuneJobSpec, policy: Policy) -> Iterator[str]:
+def violations(spec: FineTuneJobSpec | AdapterBundleSpec, policy: Policy) -> Iterator[str]:
     """A sentence for each field that goes beyond the policy: the field, its value, what to write instead, whom to ask."""
     fields = tuple(_fields(spec, "spec"))
     for path, name, owner, value in fields:
@@ -52,7 +51,7 @@ def violations(spec: FineTuneJobSpec, policy: Policy) -> Iterator[str]:
             yield _no(path, value.path, "use a persistentVolumeClaim", "policy.allowHostPath")
         if name == "config_map" and isinstance(owner, Plugin) and not policy.allow_plugins:
             yield _no(path, value, "use a built-in", "policy.allowPlugins")
-    if spec.model.trust_remote_code and not policy.allow_trust_remote_code:
+    if isinstance(spec, FineTuneJobSpec) and spec.model.trust_remote_code and not policy.allow_trust_remote_code:
         yield _no("spec.model.trustRemoteCode", "true", "use a model that transformers knows", "policy.allowTrustRemoteCode")
     for path, secret in _secrets(fields):
         yield from _unlisted(path, secret, policy.secret_names, "the Secrets", "policy.secretNames")
@@ -67,8 +66,26 @@ def violations(spec: FineTuneJobSpec, policy: Policy) -> Iterator[str]:
     if spec.pods.image is not None:
         yield from _unlisted("spec.pods.image", spec.pods.image, policy.images, "the images", "policy.images")
     prefixes = policy.storage_prefixes
-    if prefixes is not None and not any(_is_below(spec.storage.uri, prefix) for prefix in prefixes):
-        yield _no("spec.storage.uri", spec.storage.uri, f"begin with {_either(prefixes)}", "policy.storagePrefixes")
+    for path, uri in _written(spec):
+        if prefixes is not None and not any(_is_below(uri, prefix) for prefix in prefixes):
+            yield _no(path, uri, f"begin with {_either(prefixes)}", "policy.storagePrefixes")
+
+
+def _written(spec: FineTuneJobSpec | AdapterBundleSpec) -> Iterator[tuple[str, str]]:
+    """Where something is written to."""
+    yield "spec.storage.uri", spec.storage.uri
+    if isinstance(spec, AdapterBundleSpec):
+        if spec.publish is not None:
+            yield "spec.publish.uri", spec.publish.uri
+    elif spec.outputs is not None and spec.outputs.publish is not None:
+        yield "spec.outputs.publish.uri", spec.outputs.publish.uri
+
+
+def selects(match_labels: Mapping[str, str], requirements: Iterable[LabelRequirement], labels: Mapping[str, str]) -> bool:
+    """Whether a Kubernetes label selector matches."""
+    return all(labels.get(key) == value for key, value in match_labels.items()) and all(
+        _meets(requirement, labels) for requirement in requirements
+    )
 
 
 def _fields(model: ApiModel, path: str) -> Iterator[tuple[str, str, ApiModel, Any]]:

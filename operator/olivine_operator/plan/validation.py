@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from olivine_api.adapterbundle import AdapterBundleSpec, parse_bundle
 from olivine_api.finetunejob import FineTuneJobSpec, parse_spec
 from olivine_api.reasons import Reason
 from olivine_operator.plan.observed import Raw
@@ -28,12 +29,25 @@ def validate(raw: Raw, policy: Policy | None) -> FineTuneJobSpec | Refusal:
         spec = parse_spec(dict(raw))
     except ValidationError as error:
         return Refusal(reason=Reason.INVALID_SPEC, message=f"{sentence(error)}; {_WAY_OUT}")
+    return _refusal(spec, policy, f"; {_WAY_OUT}") or spec
+
+
+def validate_bundle(raw: Raw, policy: Policy) -> AdapterBundleSpec | Refusal:
+    """The same of an AdapterBundle, whose spec may be corrected in place."""
+    try:
+        spec = parse_bundle(dict(raw))
+    except ValidationError as error:
+        return Refusal(reason=Reason.INVALID_SPEC, message=sentence(error))
+    return _refusal(spec, policy, "") or spec
+
+
+def _refusal(spec: FineTuneJobSpec | AdapterBundleSpec, policy: Policy | None, way_out: str) -> Refusal | None:
     found = list(violations(spec, policy)) if policy is not None else []
-    if found:
-        files_only = all(": file://" in text for text in found)
-        reason = Reason.FILE_URI_NOT_ALLOWED if files_only else Reason.NOT_ALLOWED_BY_POLICY
-        return Refusal(reason=reason, message=f"{_together(found)}; {_WAY_OUT}")
-    return spec
+    if not found:
+        return None
+    files_only = all(": file://" in text for text in found)
+    reason = Reason.FILE_URI_NOT_ALLOWED if files_only else Reason.NOT_ALLOWED_BY_POLICY
+    return Refusal(reason=reason, message=f"{_together(found)}{way_out}")
 
 
 def sentence(error: ValidationError, root: str = "spec") -> str:

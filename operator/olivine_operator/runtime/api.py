@@ -62,6 +62,7 @@ class Kind:
 
 
 FINETUNEJOBS = Kind(name="FineTuneJob", prefix=f"/apis/{names.API_VERSION}", plural=names.FINETUNEJOB_PLURAL)
+ADAPTERBUNDLES = Kind(name="AdapterBundle", prefix=f"/apis/{names.API_VERSION}", plural=names.ADAPTERBUNDLE_PLURAL)
 JOBS = Kind(name="Job", prefix="/apis/batch/v1", plural="jobs")
 PODS = Kind(name="Pod", prefix="/api/v1", plural="pods")
 CONFIG_MAPS = Kind(name="ConfigMap", prefix="/api/v1", plural="configmaps")

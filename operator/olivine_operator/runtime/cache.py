@@ -1,11 +1,11 @@
 """What the watches told: projections of FineTuneJobs, their Jobs and pods, by the FineTuneJob they belong to."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from olivine_operator.plan.observed import ChildView, JobView, Key, NamespaceView, PodView, WorkloadView
+from olivine_operator.plan.observed import BundleView, ChildView, JobView, Key, NamespaceView, PodView, WorkloadView
 
 
 class View(Protocol):
@@ -28,6 +28,7 @@ class View(Protocol):
 
 
 V = TypeVar("V", bound=View)
+J = TypeVar("J", bound=JobView)
 
 # The answer to a request may come after the watch told of the object's end: longer than any request takes.
 _TOMBSTONE_SECONDS = 60.0
@@ -129,11 +130,16 @@ class Shelf(Generic[V]):
         return iter(tuple(self._by_uid.values()))
 
 
+def _latest(found: Iterable[J]) -> J | None:
+    return max(found, key=lambda job: (not job.deleting, int(job.resource_version)), default=None)
+
+
 class Cache:
     """All that is known of the cluster."""
 
     def __init__(self) -> None:
         self.jobs: Shelf[JobView] = Shelf()
+        self.bundles: Shelf[BundleView] = Shelf()
         self.children: Shelf[ChildView] = Shelf()
         self.jobsets: Shelf[ChildView] = Shelf()
         self.pods: Shelf[PodView] = Shelf()
@@ -144,8 +150,20 @@ class Cache:
 
     def job(self, key: Key) -> JobView | None:
         """The FineTuneJob of this name; of two generations of a name, the one that stays, else the later one."""
-        found = self.jobs.of(key)
-        return max(found, key=lambda job: (not job.deleting, int(job.resource_version)), default=None)
+        return _latest(self.jobs.of(key))
+
+    def bundle(self, key: Key) -> BundleView | None:
+        """The AdapterBundle of this key; of two generations as above."""
+        return _latest(self.bundles.of(key))
+
+    def jobs_in(self, namespace: str) -> dict[str, JobView]:
+        """The FineTuneJobs of a namespace by name."""
+        keys = {job.key for job in self.jobs if job.namespace == namespace}
+        return {key[1]: job for key in keys if (job := self.job(key)) is not None}
+
+    def builds_of(self, bundle: BundleView) -> tuple[ChildView, ...]:
+        """The Jobs of a bundle's builds: others' are never taken for them."""
+        return tuple(child for child in self.children.of(bundle.key) if child.owner_uid == bundle.uid)
 
     def child(self, job: JobView) -> ChildView | None:
         """The job's own Job or JobSet: one with another owner is never taken for it."""
@@ -157,6 +175,11 @@ class Cache:
         child = child.with_inner(inner) if inner is not None else child
         # Kueue may manage what carries no queue's label, too (manageJobsWithoutQueueName): its suspend is not ours to fight over.
         return replace(child, queued=True) if self._workload(job, child) is not None else child
+
+    def pods_of_build(self, bundle: BundleView, job: str) -> tuple[PodView, ...]:
+        """The pods of the build that this Job does."""
+        uids = {child.uid for child in self.builds_of(bundle) if child.name == job}
+        return tuple(pod for pod in self.pods.of(bundle.key) if pod.owner_uid in uids)
 
     def keep_child(self, child: ChildView) -> None:
         """Takes a child as a request's answer shows it, before the watch tells."""

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from olivine_api.adapterbundle import BundlePhase
 from olivine_api.status import Phase
 
 
@@ -16,15 +17,19 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.reconciles = Counter("olivine_reconciles", "Looks at a FineTuneJob, by result.", ["result"], registry=self.registry)
+        self.reconciles = Counter(
+            "olivine_reconciles", "Looks at a FineTuneJob or AdapterBundle, by result.", ["result"], registry=self.registry
+        )
         self.reconcile_seconds = Histogram(
             "olivine_reconcile_seconds",
-            "Duration of a look at a FineTuneJob, writes included.",
+            "Duration of a look, writes included.",
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
             registry=self.registry,
         )
         self.leader = Gauge("olivine_leader", "1 where this replica leads, else 0.", registry=self.registry)
-        self.queue_depth = Gauge("olivine_queue_depth", "FineTuneJobs that wait for a look.", registry=self.registry)
+        self.queue_depth = Gauge(
+            "olivine_queue_depth", "FineTuneJobs and AdapterBundles that wait for a look.", registry=self.registry
+        )
         self.api_requests = Counter(
             "olivine_api_requests",
             "Requests to the API server, by verb, kind and status.",
@@ -46,9 +51,10 @@ class Metrics:
         """Tells of the watches whenever somebody asks."""
         self.registry.register(_Watches(watches, listing_age))
 
-    def observe_phases(self, phases: Callable[[], Iterable[str]]) -> None:
-        """Counts the FineTuneJobs by phase whenever somebody asks."""
-        self.registry.register(_Phases(phases))
+    def observe_phases(self, jobs: Callable[[], Iterable[str]], bundles: Callable[[], Iterable[str]]) -> None:
+        """Counts the resources by phase whenever somebody asks."""
+        self.registry.register(_Phases("olivine_finetunejobs", "FineTuneJobs by phase.", Phase, jobs))
+        self.registry.register(_Phases("olivine_adapterbundles", "AdapterBundles by phase.", BundlePhase, bundles))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +89,16 @@ class _Watches(Collector):
 
 
 class _Phases(Collector):
-    def __init__(self, phases: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, name: str, what: str, known: type[Phase] | type[BundlePhase], phases: Callable[[], Iterable[str]]) -> None:
+        self._name = name
+        self._what = what
+        self._known = known
         self._phases = phases
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The gauge, counted now."""
-        family = GaugeMetricFamily("olivine_finetunejobs", "FineTuneJobs by phase.", labels=["phase"])
+        family = GaugeMetricFamily(self._name, self._what, labels=["phase"])
         counted: Mapping[str, int] = Tally(self._phases())
-        for phase in Phase:
+        for phase in self._known:
             family.add_metric([phase.value], counted.get(phase.value, 0))
         yield family

@@ -1,22 +1,21 @@
 """A look at one FineTuneJob: observe, plan, write, act."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
 from olivine_api.status import FineTuneJobStatus, Phase
 from olivine_operator.plan.conditions import is_terminal
-from olivine_operator.plan.observed import JobView, Key, NamespaceView, Observed
+from olivine_operator.plan.observed import JobView, Key, Observed, Report
 from olivine_operator.plan.outcome import Plan
-from olivine_operator.plan.policy import policy_for
 from olivine_operator.plan.reconcile import plan
-from olivine_operator.plan.settings import OperatorSettings
-from olivine_operator.runtime.api import NAMESPACES, ApiError, KubeApi
+from olivine_operator.runtime.api import ApiError, KubeApi
 from olivine_operator.runtime.cache import Cache
 from olivine_operator.runtime.children import Children
 from olivine_operator.runtime.logs import about
 from olivine_operator.runtime.metrics import Metrics
+from olivine_operator.runtime.policies import Policies
 from olivine_operator.runtime.reports import Memory
 from olivine_operator.runtime.status_writer import post_events, write_status
 
@@ -31,8 +30,8 @@ class Reconciler:
         *,
         api: KubeApi,
         cache: Cache,
-        memory: Memory,
-        settings: OperatorSettings,
+        memory: Memory[Report],
+        policies: Policies,
         metrics: Metrics,
         ca_certificate: Callable[[], str],
         clock: Callable[[], datetime],
@@ -40,7 +39,7 @@ class Reconciler:
         self._api = api
         self._cache = cache
         self._memory = memory
-        self._settings = settings
+        self._policies = policies
         self._metrics = metrics
         self._ca_certificate = ca_certificate
         self._clock = clock
@@ -52,7 +51,7 @@ class Reconciler:
         if job is None:
             return None
         observed = self._observe(job)
-        settings = await self._settings_for(job.namespace)
+        settings = await self._policies.settings_for(job.namespace)
         planned = plan(observed, self._clock(), settings)
         job = await self._write(job, planned)
         for action in planned.actions if job is not None else ():
@@ -63,18 +62,6 @@ class Reconciler:
                 await self._write(job, planned)
                 break
         return planned.requeue_after
-
-    async def _settings_for(self, namespace: str) -> OperatorSettings:
-        """The settings with the policy that holds in a namespace."""
-        labels: Mapping[str, str] = {}
-        if self._settings.policies:
-            known = self._cache.namespace(namespace)
-            if known is None:
-                # A job may be told of before its namespace is: no reason to judge it by another's policy.
-                known = NamespaceView.from_raw(await self._api.get(NAMESPACES, None, namespace))
-                self._cache.namespaces.put(known)
-            labels = known.labels
-        return self._settings.model_copy(update={"policy": policy_for(self._settings, labels)})
 
     def _observe(self, job: JobView) -> Observed:
         child = self._cache.child(job)

@@ -1,22 +1,23 @@
-"""The newest report of each job's trainer, and when its status was last written: what this process remembers by itself."""
+"""The newest report of each resource's pods, and when its status was last written: what this process remembers by itself."""
 
 from datetime import datetime
+from typing import Generic, TypeVar
 
-from olivine_operator.plan.observed import Report
+R = TypeVar("R")
 
 
-class Memory:
+class Memory(Generic[R]):
     """Kept by the job's uid; lost with the process, which costs nothing: the next report is whole again."""
 
     def __init__(self) -> None:
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, R] = {}
         self._written_at: dict[str, datetime] = {}
 
-    def take_report(self, uid: str, report: Report) -> None:
+    def take_report(self, uid: str, report: R) -> None:
         """Replaces the report of a job."""
         self._reports[uid] = report
 
-    def report(self, uid: str) -> Report | None:
+    def report(self, uid: str) -> R | None:
         """The newest report of a job."""
         return self._reports.get(uid)
 

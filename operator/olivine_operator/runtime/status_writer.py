@@ -1,29 +1,33 @@
-"""Writes a FineTuneJob's status: one merge patch with what differs, then the Events that tell of it."""
+"""Writes a resource's status: one merge patch with what differs, then the Events that tell of it."""
 
 import hashlib
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from olivine_api import names
+from olivine_api.adapterbundle import AdapterBundleStatus
 from olivine_api.status import FineTuneJobStatus
 from olivine_operator.plan.observed import JobView
 from olivine_operator.plan.outcome import EventDraft
-from olivine_operator.runtime.api import EVENTS, FIELD_MANAGER, FINETUNEJOBS, ApiError, Json, KubeApi
+from olivine_operator.runtime.api import ADAPTERBUNDLES, EVENTS, FIELD_MANAGER, FINETUNEJOBS, ApiError, Json, KubeApi
 from olivine_operator.runtime.logs import about
 
 _log = logging.getLogger(__name__)
+_KINDS = {kind.name: kind for kind in (FINETUNEJOBS, ADAPTERBUNDLES)}
+J = TypeVar("J", bound=JobView)
 
 
-async def write_status(api: KubeApi, job: JobView, status: FineTuneJobStatus) -> JobView:
-    """The job with its new status. Fails with 409 where the job is no longer what the status was made from."""
-    before = FineTuneJobStatus.model_validate(job.status)
+async def write_status(api: KubeApi, job: J, status: FineTuneJobStatus | AdapterBundleStatus) -> J:
+    """The resource with its new status. Fails with 409 where it is no longer what the status was made from."""
+    before = type(status).model_validate(job.status)
     changes = merge_patch(_dense(before), _dense(status))
     body: Json = {"metadata": {"resourceVersion": job.resource_version}, "status": changes}
-    return JobView.from_raw(await api.patch(FINETUNEJOBS, job.namespace, job.name, body, subresource="status"))
+    return job.from_raw(await api.patch(_KINDS[job.kind], job.namespace, job.name, body, subresource="status"))
 
 
-def _dense(status: FineTuneJobStatus) -> Json:
+def _dense(status: FineTuneJobStatus | AdapterBundleStatus) -> Json:
     """The status without empty lists and maps."""
     return {key: value for key, value in status.to_json_dict().items() if value not in ([], {})}
 
@@ -62,7 +66,7 @@ def _event(job: JobView, draft: EventDraft, index: int) -> Json:
         "metadata": {"name": f"{job.name}.{mark}", "namespace": job.namespace},
         "involvedObject": {
             "apiVersion": names.API_VERSION,
-            "kind": names.FINETUNEJOB_KIND,
+            "kind": job.kind,
             "namespace": job.namespace,
             "name": job.name,
             "uid": job.uid,

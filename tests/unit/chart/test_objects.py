@@ -36,7 +36,10 @@ class TestRights:
             rights = operator_rights(values)
             assert not [right for right in rights if "secrets" in right[1] or "*" in "".join(right)]
             assert not [right for right in rights if right[2] in ("impersonate", "escalate", "bind", "deletecollection")]
-            assert [right for right in rights if right[2] == "update"] == [("olivine.dev", "finetunejobs/finalizers", "update")]
+            assert sorted(right for right in rights if right[2] == "update") == [
+                ("olivine.dev", "adapterbundles/finalizers", "update"),
+                ("olivine.dev", "finetunejobs/finalizers", "update"),
+            ]
             # It runs what users may run, and is nobody's back door: no pods made, no exec, no RBAC, no webhooks.
             assert ("", "pods", "create") not in rights
             assert not [right for right in rights if right[0] in ("rbac.authorization.k8s.io", "admissionregistration.k8s.io")]
@@ -236,7 +239,7 @@ class TestMonitoring:
     def known_metrics(self) -> set[str]:
         metrics = Metrics()
         metrics.observe_watches(lambda: [WatchReading(kind="Pod", told=1, behind=0)], lambda: 0.0)
-        metrics.observe_phases(list)
+        metrics.observe_phases(list, list)
         return (
             {sample.name for family in metrics.registry.collect() for sample in family.samples}
             | {f"{family.name}_total" for family in metrics.registry.collect() if family.type == "counter"}

@@ -49,7 +49,7 @@ def no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def setup(*objects: dict[str, Any]) -> tuple[Api, Cache, list[Any], Feed, Resync]:
     api, cache, asked = Api(*objects), Cache(), list[Any]()
-    feed = Feed(cache, Memory(), asked.append)
+    feed = Feed(cache, Memory(), Memory(), asked.append)
     resync = Resync(api=cast(KubeApi, api), feed=feed, metrics=Metrics(), every_seconds=600, clock=lambda: 0.0)
     return api, cache, asked, feed, resync
 
@@ -123,12 +123,16 @@ def test_what_api_discovery_does_not_list_yet_is_waited_for(missing: str, monkey
                 group = {"name": "olivine.dev", "versions": [{"groupVersion": "olivine.dev/v1alpha1"}]}
                 return {"groups": [] if young and missing == "the group" else [group]}
             if path == "/apis/olivine.dev/v1alpha1":
-                return {"resources": [] if young and missing == "the resource" else [{"name": "finetunejobs"}]}
+                return {
+                    "resources": []
+                    if young and missing == "the resource"
+                    else [{"name": name} for name in ("finetunejobs", "adapterbundles")]
+                }
             if young and missing == "the list":
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             return {"metadata": {}, "items": []}
 
-    feed = Feed(Cache(), Memory(), lambda _: None)
+    feed = Feed(Cache(), Memory(), Memory(), lambda _: None)
     resync = Resync(api=Young(), feed=feed, metrics=Metrics(), every_seconds=600, clock=lambda: 0.0)
     asyncio.run(resync.wait_for_crd())
     assert looks == 3
@@ -274,18 +278,18 @@ OPTIONAL: dict[str, tuple[list[str], list[str], tuple[bool, bool]]] = {
 def test_kinds_that_the_cluster_has_are_watched(case: str) -> None:
     groups, plurals, (jobsets, workloads) = OPTIONAL[case]
     cache = Cache()
-    feed = Feed(cache, Memory(), lambda _: None)
+    feed = Feed(cache, Memory(), Memory(), lambda _: None)
     resync = Resync(api=Young(*groups), feed=feed, metrics=Metrics(), every_seconds=600, clock=lambda: 0.0)
     asyncio.run(resync.wait_for_crd())
-    assert [watched.kind.plural for watched in feed.watched[3:]] == plurals
+    assert [watched.kind.plural for watched in feed.watched[4:]] == plurals
     assert (cache.serves_jobsets, cache.serves_workloads) == (jobsets, workloads)
     if case == "both versions of Kueue":
-        assert feed.watched[3].kind.prefix.endswith("v1beta2")
+        assert feed.watched[4].kind.prefix.endswith("v1beta2")
 
 
 def test_a_kind_that_comes_later_asks_for_a_new_start() -> None:
     api = Young()
-    feed = Feed(Cache(), Memory(), lambda _: None)
+    feed = Feed(Cache(), Memory(), Memory(), lambda _: None)
     resync = Resync(api=api, feed=feed, metrics=Metrics(), every_seconds=0.001, clock=lambda: 0.0)
 
     async def live() -> None:
@@ -302,4 +306,4 @@ def test_a_kind_that_comes_later_asks_for_a_new_start() -> None:
     asyncio.run(live())
     assert resync.trouble() == "the cluster has got jobsets, which only a new start can watch"
     # Until then nothing is made that nobody watches.
-    assert [watched.kind.plural for watched in feed.watched] == ["finetunejobs", "jobs", "pods"]
+    assert [watched.kind.plural for watched in feed.watched] == ["finetunejobs", "jobs", "pods", "adapterbundles"]

@@ -15,7 +15,7 @@ from olivine_api.reasons import Reason
 from olivine_trainer.bundle.build import build_bundle
 from olivine_trainer.bundle.check import BundleDamagedError, check_bundle
 from olivine_trainer.bundle.files import ADAPTERS, adapter_path, read_adapter, write_adapter
-from olivine_trainer.bundle.manifest import Manifest
+from olivine_trainer.bundle.manifest import Manifest, files_of
 from olivine_trainer.bundle.onnx_model import OnnxModel
 from olivine_trainer.bundle.parity import switching_difference
 from olivine_trainer.bundle.report import BundleReport
@@ -130,7 +130,7 @@ def test_a_base_that_the_engine_cannot_run_ends_the_build(tiny_model: Path, tmp_
 def test_a_family_that_the_builder_does_not_know_is_told(tiny_model: Path, tmp_path: Path) -> None:
     model = make_tiny("GPT-2", tmp_path / "model")
     plain = make_peft(tiny_model, tmp_path / "plain")
-    with pytest.raises(ModelError, match="model builder cannot make an fp32 graph of this model") as caught:
+    with pytest.raises(ModelError, match="model builder cannot make an int8 graph of this model") as caught:
         build_bundle(_spec(model, {"plain": plain}), tmp_path / "out")
     assert caught.value.reason is Reason.MODEL_UNSUPPORTED
 
@@ -180,7 +180,8 @@ _BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "nan": (_edit_weights(lambda _, tensor: tensor * float("nan")), "holds NaN or infinite values"),
     "wide": (_edit_weights(lambda name, tensor: tensor.repeat(1, 2) if "lora_A" in name else tensor), "another base model"),
     "truncated": (_truncate, "is truncated or damaged"),
-    "nothing": (shutil.rmtree, "has neither adapter_config.json"),
+    "nothing": (shutil.rmtree, "there is nothing at file://"),
+    "no-config": (lambda folder: (folder / "adapter_config.json").unlink(), "has neither adapter_config.json"),
     "untrained": (_edit_weights(lambda name, tensor: tensor * 0 if "lora_B" in name else tensor), "changes no logit of the base"),
 }
 
@@ -218,8 +219,8 @@ def _flip(bundle: Path) -> None:
 def _rewrite(bundle: Path, **changes: Any) -> None:
     """A manifest whose sums are right."""
     old = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
-    kept = {"model_digest", "precision", "target", "slots", "adapters"}
-    new = Manifest.describe(bundle, **({name: getattr(old, name) for name in kept} | changes))
+    kept = {"model_digest", "base_name", "precision", "target", "slots", "adapters"}
+    new = Manifest.describe(files_of(bundle), **({name: getattr(old, name) for name in kept} | changes))
     new.write(bundle)
 
 

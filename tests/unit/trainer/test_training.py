@@ -216,6 +216,14 @@ def test_the_published_adapter_is_peft_and_gives_the_same_logits(tiny_model: Pat
         assert likeliest(loaded, tokenizer, sample.prompt, [f" {tone}" for tone in ("joy", "anger", "fear")]) == sample.tuned
 
 
+def test_an_artifacts_manifest_names_its_base(tiny_model: Path, uninterrupted: Any) -> None:
+    """Whoever gathers adapters tells a base from another of the same shapes by it."""
+    told = json.loads((artifact_folder(uninterrupted) / "manifest.json").read_text())
+    assert told["modelUri"] == f"file://{tiny_model}"
+    assert told["modelDigest"] == uninterrupted.snapshot.resolved.model.digest
+    assert len(told["modelDigest"]) == 64
+
+
 def test_the_snapshot_tells_all(uninterrupted: Any) -> None:
     snapshot = uninterrupted.snapshot
     assert set(snapshot.metrics) == {"trainLoss", "evalLoss", "accuracy", "f1"}

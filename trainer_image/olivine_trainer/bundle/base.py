@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
+from olivine_api.adapterbundle import Onnx
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError
 
@@ -20,6 +21,11 @@ GENAI_CONFIG = "genai_config.json"
 _OPTIONS = ("fuse_qkv=false", "fuse_mlp_gate_up=false")
 # What the model builder calls the devices. It needs none of them to build.
 _PROVIDERS: dict[Target, str] = {"cpu": "cpu", "cuda": "cuda", "directml": "dml", "webgpu": "webgpu"}
+
+
+def builder_options(_onnx: Onnx) -> tuple[str, ...]:
+    """What the builder is told beside model, precision and target."""
+    return _OPTIONS
 
 
 def can_be_built(precision: Precision, target: Target) -> bool:

@@ -35,7 +35,7 @@ def check_bundle(folder: Path, *, base: str | None = None) -> Manifest:
         raise BundleDamagedError(f"{odd[0]} is not in {MANIFEST}: somebody has put it there")
     if folder_digest(sums) != manifest.digest or base_digest(sums) != manifest.base_digest:
         raise BundleDamagedError(f"{MANIFEST} contradicts itself: its digests are not those of its files")
-    if base is not None and base not in (manifest.base_digest, manifest.model_digest):
+    if base is not None and base not in (manifest.base_digest, manifest.base_name, manifest.model_digest):
         raise BundleDamagedError(
             f"its base is {manifest.base_digest} (built from the model {manifest.model_digest}), not the {base} that is wanted"
         )

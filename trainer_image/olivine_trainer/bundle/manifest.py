@@ -33,6 +33,8 @@ class BundledAdapter(StatusModel):
     targets: list[str]
     scaling: dict[str, float]
     """What its B matrices were multiplied by, by slot."""
+    slots: list[str]
+    """Names of those that it uses; its file fills the others, too, with nothing."""
 
 
 class Manifest(StatusModel):
@@ -45,6 +47,8 @@ class Manifest(StatusModel):
     """Of the Hugging Face folder that the base was built from."""
     base_digest: str
     """Of the files outside adapters/."""
+    base_name: str
+    """Names what the base was built from, whatever slots it has; a bundle's folder keeps it as bases/<name>."""
     precision: str
     target: str
     slots: list[Slot]
@@ -54,26 +58,38 @@ class Manifest(StatusModel):
 
     @classmethod
     def describe(
-        cls, folder: Path, *, model_digest: str, precision: str, target: str, slots: list[Slot], adapters: list[BundledAdapter]
+        cls,
+        files: list[BundledFile],
+        *,
+        model_digest: str,
+        base_name: str,
+        precision: str,
+        target: str,
+        slots: list[Slot],
+        adapters: list[BundledAdapter],
     ) -> Self:
-        """The manifest of a finished folder."""
-        files = files_of(folder)
+        """The manifest of a finished payload."""
         sums = {file.path: file.sha256 for file in files}
         return cls(
             digest=folder_digest(sums),
             model_digest=model_digest,
             base_digest=base_digest(sums),
+            base_name=base_name,
             precision=precision,
             target=target,
             slots=slots,
             adapters=adapters,
             tools={name: importlib.metadata.version(name) for name in _TOOLS},
-            files=files,
+            files=sorted(files, key=lambda file: file.path),
         )
 
     def write(self, folder: Path) -> None:
         """As JSON, with canonical bytes."""
-        (folder / MANIFEST).write_text(self.model_dump_json(by_alias=True, indent=1) + "\n")
+        (folder / MANIFEST).write_bytes(self.render())
+
+    def render(self) -> bytes:
+        """The file's content."""
+        return (self.model_dump_json(by_alias=True, indent=1) + "\n").encode()
 
 
 def payload_of(folder: Path) -> list[str]:

@@ -35,6 +35,11 @@ def runs_here(folder: Path, target: Target) -> str | None:
     return None
 
 
+def context_length(folder: Path) -> int:
+    """Tokens that the model can have before it."""
+    return int(json.loads((folder / GENAI_CONFIG).read_text())["model"]["context_length"])
+
+
 class OnnxModel:
     """One loaded folder; an adapter's file is read when it is first asked for."""
 

@@ -12,6 +12,8 @@ from olivine_trainer.bundle.onnx_model import OnnxModel
 from olivine_trainer.bundle.slots import Floats
 
 _SWITCHES = 9
+_DECODED = 24  # tokens, at most, by which the overhead is measured
+_ENOUGH = 4
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,43 @@ class Parity:
     """Of the graph's distribution from PyTorch's, over all tokens."""
 
 
-def expect(model: Any, prompts: Sequence[Sequence[int]], count: int, stops: frozenset[int]) -> Expected:
-    """Ask PyTorch."""
+def ask(onnx: OnnxModel, adapter: str | None, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """The graph's greedy answers."""
+    return [onnx.answer(prompt, adapter, count) for prompt in prompts]
+
+
+def expect(
+    model: Any, prompts: Sequence[Sequence[int]], count: int, stops: frozenset[int], guesses: Sequence[Sequence[int]]
+) -> Expected:
+    """Ask PyTorch. `guesses`: the graph's answers; one whose every token PyTorch finds likeliest is PyTorch's own, by induction, at a fraction of the cost."""
     asked = [list(prompt) for prompt in prompts]
-    answers = [reference.answer(model, prompt, count, stops) for prompt in asked]
-    logits = [reference.logits(model, prompt + answer) for prompt, answer in zip(asked, answers, strict=True)]
+    answers: list[list[int]] = []
+    logits: list[Floats] = []
+    for prompt, guess in zip(asked, guesses, strict=True):
+        likely = _until_stop(guess, stops)
+        found = reference.logits(model, prompt + likely)
+        if not _is_greedy(found[len(prompt) - 1 :], likely, count, stops):
+            likely = reference.answer(model, prompt, count, stops)
+            found = reference.logits(model, prompt + likely)
+        answers.append(likely)
+        logits.append(found)
     return Expected(asked, answers, logits, count, stops)
 
 
-def compare(expected: Expected, onnx: OnnxModel, adapter: str | None) -> Parity:
-    """Ask the graph the same."""
+def _until_stop(answer: Sequence[int], stops: frozenset[int]) -> list[int]:
+    end = next((at for at, token in enumerate(answer) if token in stops), len(answer))
+    return list(answer[:end])
+
+
+def _is_greedy(logits: Floats, answer: Sequence[int], count: int, stops: frozenset[int]) -> bool:
+    """Whether each token is the likeliest after those before it, and what comes after the last ends the answer."""
+    likeliest = [int(token) for token in logits.argmax(-1)]
+    ended = len(answer) >= count or likeliest[len(answer)] in stops
+    return ended and likeliest[: len(answer)] == list(answer)
+
+
+def compare(expected: Expected, onnx: OnnxModel, adapter: str | None, answers: Sequence[Sequence[int]]) -> Parity:
+    """Ask the graph for its logits; `answers`: what it said to the prompts."""
     differences: list[float] = []
     same: list[Floats] = []
     divergence: list[Floats] = []
@@ -61,10 +90,7 @@ def compare(expected: Expected, onnx: OnnxModel, adapter: str | None) -> Parity:
         differences.append(_worst(wanted, found))
         same.append((wanted.argmax(-1) == found.argmax(-1)).astype(np.float32))
         divergence.append(_kl(wanted, found))
-    greedy = [
-        _agreement(wanted, onnx.answer(prompt, adapter, expected.count), expected.stops)
-        for prompt, wanted in zip(expected.prompts, expected.answers, strict=True)
-    ]
+    greedy = [_agreement(wanted, list(found), expected.stops) for wanted, found in zip(expected.answers, answers, strict=True)]
     return Parity(
         max_logit_difference=max(differences),
         top1_agreement=float(np.concatenate(same).mean()),
@@ -73,10 +99,35 @@ def compare(expected: Expected, onnx: OnnxModel, adapter: str | None) -> Parity:
     )
 
 
-def effect(model: Any, base: Expected) -> float:
-    """By how much an adapter changes any of the base's logits."""
-    pairs = zip(base.texts, base.logits, strict=True)
-    return max(_worst(logits, reference.logits(model, text)) for text, logits in pairs)
+def mean_divergence(texts: Sequence[Sequence[int]], wanted: Sequence[Floats], onnx: OnnxModel, adapter: str | None) -> float:
+    """Mean KL of the graph's distribution from PyTorch's logits, over all tokens."""
+    pairs = zip(texts, wanted, strict=True)
+    return float(np.concatenate([_kl(logits, onnx.logits(text, adapter)) for text, logits in pairs]).mean())
+
+
+def effect(adapted: Sequence[Floats], base: Sequence[Floats]) -> float:
+    """By how much an adapter changes any of the base's logits of the same texts."""
+    return max(_worst(one, other) for one, other in zip(adapted, base, strict=True))
+
+
+def overhead_percent(onnx: OnnxModel, text: Sequence[int], adapter: str, *, seconds: float = 0.5) -> float:
+    """How much longer a token takes with the adapter than without any: medians, taken in turns so that a busy machine slows both."""
+    generators = {name: onnx.generator(len(text) + _DECODED + 1) for name in (adapter, None)}
+    took: dict[str | None, list[float]] = {adapter: [], None: []}
+    for name, generator in generators.items():
+        if name is not None:
+            onnx.activate(generator, name)
+        generator.append_tokens(np.array([list(text)], np.int32))
+    start = time.perf_counter()
+    for at in range(_DECODED):
+        for name, generator in generators.items():
+            begun = time.perf_counter()
+            generator.append_tokens(np.array([[text[-1]]], np.int32))
+            if at:  # the first token pays for the switch
+                took[name].append(time.perf_counter() - begun)
+        if at >= _ENOUGH and time.perf_counter() - start > seconds:
+            break
+    return 100 * float(np.median(took[adapter]) / np.median(took[None]) - 1)
 
 
 def switching_difference(onnx: OnnxModel, text: Sequence[int], adapters: Sequence[str]) -> tuple[float, dict[str, float]]:

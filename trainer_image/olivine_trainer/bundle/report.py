@@ -25,12 +25,11 @@ class BundleReport(StatusModel):
     digest: str
     base_digest: str
     precision: str
-    prompts: int
     total_bytes: int
     merged_equivalent_bytes: int
     """What as many merged models would take."""
     base: BaseParity
-    switching_difference: float
-    """The worst logit of one generator that goes from adapter to adapter and back to the base, against fresh ones."""
+    switching_difference: float | None = None
+    """Absent where nothing had to be measured anew. The worst logit of one generator that goes from adapter to adapter and back to the base, against fresh ones."""
     adapters: list[AdapterStatus]
     """With the names of an AdapterBundle's status."""

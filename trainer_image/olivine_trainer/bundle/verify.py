@@ -1,21 +1,33 @@
 """The proof: a bundle's adapters against PyTorch, in an fp32 build and as shipped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from olivine_api.adapterbundle import Verify
 from olivine_api.reasons import Reason
-from olivine_trainer.bundle.onnx_model import OnnxModel, stop_tokens
-from olivine_trainer.bundle.parity import Expected, Parity, compare, effect, expect, switching_difference
+from olivine_trainer.bundle import reference
+from olivine_trainer.bundle.onnx_model import OnnxModel, context_length, stop_tokens
+from olivine_trainer.bundle.parity import (
+    Expected,
+    Parity,
+    ask,
+    compare,
+    effect,
+    expect,
+    mean_divergence,
+    overhead_percent,
+    switching_difference,
+)
 from olivine_trainer.bundle.reference import Reference
 from olivine_trainer.bundle.rejected import RejectedError
+from olivine_trainer.bundle.report import BaseParity
 from olivine_trainer.errors import ModelError
 
 ANSWER_TOKENS = 24
 # Two runs of one graph over one text differ by nothing but the order of additions.
 _SWITCHING_TOLERANCE = 1e-4
-_PROMPTS = (
+PROMPTS = (
     "The capital of France is",
     "Message: my card has not arrived yet\nTopic:",
     "Once upon a time there was",
@@ -25,64 +37,86 @@ _PROMPTS = (
 
 @dataclass(frozen=True)
 class Proven:
-    """One adapter, or the base, measured in both builds."""
+    """One adapter, measured in both builds."""
 
     exact: Parity
-    shipped: Parity
+    mean_kl: float
+    """Of the shipped build, as are the rest."""
+    base_mean_kl: float
+    """The same texts with no adapter active, against PyTorch's base."""
+    load_milliseconds: float
+    overhead_percent: float
 
 
 class Verifier:
     """The fp32 build and the shipped one, both loaded, beside PyTorch."""
 
-    def __init__(self, reference: Reference, *, exact: Path, shipped: Path, asked: Verify) -> None:
-        self._reference = reference
+    def __init__(self, model: Reference, *, exact: Path, shipped: Path, asked: Verify) -> None:
+        self._reference = model
         self._asked = asked
-        self.shipped = OnnxModel(shipped)
-        self._exact = self.shipped if exact == shipped else OnnxModel(exact)
-        self.prompts = [self._encode(prompt) for prompt in asked.prompts or _PROMPTS]
         self._stops = stop_tokens(shipped)
-        self._base = self._expect(reference.model)
+        self._longest = max(1, context_length(shipped) - ANSWER_TOKENS - 1)
         try:
-            self.base = self._prove(self._base, None)
+            self._shipped = OnnxModel(shipped)
+            self._exact = self._shipped if exact == shipped else OnnxModel(exact)
         except RuntimeError as error:
-            raise ModelError(
-                Reason.MODEL_UNSUPPORTED,
-                f"onnxruntime cannot run the base's graph ({' '.join(str(error).split())[:300]}): take another model",
-            ) from None
+            raise _cannot_run(error) from None
 
-    def check_base(self) -> None:
-        """Raises ModelError where the graph without an adapter is not the base: then nothing on it can be."""
-        if missed := self._missed(self.base.exact):
+    def prove_base(self) -> BaseParity:
+        """The graph with no adapter active. Raises ModelError where it is not the base: then nothing on it can be."""
+        try:
+            expected, exact = self._measure(self._reference.model, None, self._prompts(()))
+            shipped = mean_divergence(expected.texts, expected.logits, self._shipped, None)
+        except RuntimeError as error:
+            raise _cannot_run(error) from None
+        if missed := self._missed(exact):
             raise ModelError(
                 Reason.PARITY_UNMET,
                 f"the base's fp32 graph, with no adapter active, {missed}: onnxruntime-genai's builder has it wrong",
             )
+        return BaseParity(
+            max_logit_difference=exact.max_logit_difference,
+            top1_agreement=exact.top1_agreement,
+            greedy_agreement=exact.greedy_agreement,
+            mean_kl=shipped,
+        )
 
-    def prove(self, name: str, source: Path) -> Proven:
-        """Measure an adapter. Raises RejectedError where it is not what PyTorch computes, with the number that tells."""
+    def prove(self, name: str, source: Path, prompts: Sequence[str] = ()) -> Proven:
+        """Measure an adapter by verify.prompts, else by `prompts`, else by the built-in ones.
+
+        Raises RejectedError where it is not what PyTorch computes, with the number that tells.
+        """
         try:
             model = self._reference.adapted(source)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise RejectedError(f"PyTorch cannot load it ({' '.join(str(error).split())[:300]}): upload it again") from None
-        proven = self._prove(self._expect(model), name)
-        if missed := self._missed(proven.exact):
+        expected, exact = self._measure(model, name, self._prompts(prompts))
+        if missed := self._missed(exact):
             raise RejectedError(f"its fp32 graph {missed}")
-        limit = self._asked.max_logit_difference
-        if (changed := effect(model, self._base)) <= limit:
+        texts = expected.texts
+        base = [reference.logits(self._reference.model, text) for text in texts]
+        if (changed := effect(expected.logits, base)) <= self._asked.max_logit_difference:
             raise RejectedError(
                 f"it changes no logit of the base by more than {changed:.2g}: it was not trained, or verify.prompts do not show what it does"
             )
-        extra = proven.shipped.mean_kl - self.base.shipped.mean_kl
-        if not extra <= self._asked.max_extra_kl:
+        mean_kl = mean_divergence(texts, expected.logits, self._shipped, name)
+        base_mean_kl = mean_divergence(texts, base, self._shipped, None)
+        if not (extra := mean_kl - base_mean_kl) <= self._asked.max_extra_kl:
             raise RejectedError(
                 f"as shipped its mean KL divergence is {extra:.4f} above the base's own, verify.maxExtraKL is"
                 f" {self._asked.max_extra_kl:g}: choose a higher onnx.precision, or allow more"
             )
-        return proven
+        return Proven(
+            exact=exact,
+            mean_kl=mean_kl,
+            base_mean_kl=base_mean_kl,
+            load_milliseconds=self._shipped.load_milliseconds[name],
+            overhead_percent=overhead_percent(self._shipped, texts[0], name),
+        )
 
     def switch(self, adapters: list[str]) -> tuple[float, Mapping[str, float]]:
         """Switching on one generator, and the microseconds of each. Raises ModelError where one leaves traces in the next."""
-        worst, took = switching_difference(self.shipped, self._base.texts[0], adapters)
+        worst, took = switching_difference(self._shipped, self._prompts(())[0], adapters)
         if not worst <= _SWITCHING_TOLERANCE:
             raise ModelError(
                 Reason.PARITY_UNMET,
@@ -90,16 +124,17 @@ class Verifier:
             )
         return worst, took
 
-    def _prove(self, expected: Expected, adapter: str | None) -> Proven:
-        exact = compare(expected, self._exact, adapter)
-        shipped = exact if self._exact is self.shipped else compare(expected, self.shipped, adapter)
-        return Proven(exact, shipped)
+    def _measure(self, model: object, adapter: str | None, prompts: list[list[int]]) -> tuple[Expected, Parity]:
+        """The fp32 build."""
+        answers = ask(self._exact, adapter, prompts, ANSWER_TOKENS)
+        expected = expect(model, prompts, ANSWER_TOKENS, self._stops, answers)
+        return expected, compare(expected, self._exact, adapter, answers)
 
-    def _expect(self, model: object) -> Expected:
-        return expect(model, self.prompts, ANSWER_TOKENS, self._stops)
-
-    def _encode(self, prompt: str) -> list[int]:
-        return [int(token) for token in self._reference.tokenizer.encode(prompt)]
+    def _prompts(self, own: Sequence[str]) -> list[list[int]]:
+        """As tokens; of one that is longer than the context, its end."""
+        texts = self._asked.prompts or own or PROMPTS
+        encoded = ([int(token) for token in self._reference.tokenizer.encode(text)] for text in texts)
+        return [ids[-self._longest :] for ids in encoded if ids]
 
     def _missed(self, parity: Parity) -> str | None:
         asked = self._asked
@@ -116,3 +151,10 @@ class Verifier:
         if parity.top1_agreement < asked.min_greedy_agreement:
             return f"agrees with PyTorch on the likeliest token at {parity.top1_agreement:.1%} of all, verify.minGreedyAgreement is {asked.min_greedy_agreement:g}"
         return None
+
+
+def _cannot_run(error: RuntimeError) -> ModelError:
+    return ModelError(
+        Reason.MODEL_UNSUPPORTED,
+        f"onnxruntime cannot run the base's graph ({' '.join(str(error).split())[:300]}): take another model",
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from olivine_api.exit_codes import ExitCode
+from olivine_trainer.early_signals import EARLY
 from olivine_trainer.errors import TrainerError
 
 
@@ -26,6 +27,9 @@ def add_bundle(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", *, 
         build = bundle.add_parser("build", help="build and prove a bundle from folders of this machine")
         build.add_argument("--spec", required=True, metavar="FILE", help="an AdapterBundle, or its spec, with file:// addresses")
         build.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        bundle.add_parser("pod", help="build what is mounted in a builder pod, and publish it")
+        worker = bundle.add_parser("worker", help="the process that builds; started by pod")
+        worker.add_argument("folder", help="where the build stands and the snapshot goes")
     verify = bundle.add_parser("verify", help="check a bundle's files, digests and slots")
     verify.add_argument("folder", metavar="DIR")
     verify.add_argument(
@@ -40,12 +44,32 @@ def add_bundle(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", *, 
 
 def run_bundle(parsed: argparse.Namespace) -> int:
     """Do what the verb says; a TrainerError is one line on standard error, and its own exit code."""
+    if parsed.of_bundle == "pod":
+        return _pod()
+    if parsed.of_bundle == "worker":
+        from olivine_trainer.cli.bundle_worker import work_on_build  # noqa: PLC0415  (PID 1 stays light)
+
+        return work_on_build(Path(parsed.folder))
     try:
         {"build": _build, "verify": _verify, "run": _run}[parsed.of_bundle](parsed)
     except TrainerError as error:
         sys.stderr.write(f"{error.reason}: {error.message}\n")
         return error.exit_code
     return ExitCode.DONE
+
+
+def _pod() -> int:
+    EARLY.install()
+    # Only now: these take a second, in which a SIGTERM would be lost.
+    from olivine_trainer.cli.bundle_files import read_build  # noqa: PLC0415
+    from olivine_trainer.cli.bundle_pod import supervise_build  # noqa: PLC0415
+    from olivine_trainer.cli.supervisor import fail_before_start  # noqa: PLC0415
+
+    try:
+        build, identity = read_build()
+    except TrainerError as error:
+        return fail_before_start(error)
+    return supervise_build(build, identity, early=EARLY)
 
 
 def _build(parsed: argparse.Namespace) -> None:

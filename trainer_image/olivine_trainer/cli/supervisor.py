@@ -122,7 +122,7 @@ class _Supervisor:
             deaths,
             {rank: WorkerFiles(self._folder, rank) for rank in placement.ranks},
             leads=placement.leads,
-            memory=_in_words(self._cgroup),
+            memory=in_words(self._cgroup),
             asked_to_go=self._forwarder.asked,
         )
 
@@ -139,7 +139,8 @@ class _Supervisor:
         return max((one.checkpoint.step for one in snapshots if one is not None and one.checkpoint is not None), default=None)
 
 
-def _in_words(cgroup: MemoryCgroup | None) -> str:
+def in_words(cgroup: MemoryCgroup | None) -> str:
+    """What is known of the memory's use."""
     return cgroup.describe() if cgroup is not None else "peak unknown"
 
 

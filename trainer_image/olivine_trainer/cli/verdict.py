@@ -50,20 +50,11 @@ def judge(death: Death, files: WorkerFiles, *, memory: str, asked_to_go: bool) -
     if end is not None and code >= 0:
         return End(code, end)
     step = snapshot.progress.step if snapshot is not None else None
-    if death.for_memory:
-        message = (
-            f"the training process was killed for memory ({memory}): lower training.batchSize and raise"
-            " training.gradientAccumulationSteps by the same factor, lower data.maxLength, or raise pods.resources.limits.memory"
-        )
-        reason, exit_code = Reason.OUT_OF_MEMORY, int(ExitCode.OUT_OF_MEMORY)
-    elif code in (-signal.SIGTERM, -signal.SIGINT) and asked_to_go:
-        message, reason, exit_code = "the pod was asked to go before training began", Reason.INTERRUPTED, int(ExitCode.INTERRUPTED)
-    elif code < 0:
-        message = f"the training process was killed by {signal.Signals(-code).name}"
-        reason, exit_code = Reason.POD_FAILED, _KILLED
-    else:
-        message = f"the training process ended with exit code {code} and left no word"
-        reason, exit_code = Reason.POD_FAILED, code or _KILLED
+    advice = (
+        "lower training.batchSize and raise training.gradientAccumulationSteps by the same factor, lower data.maxLength,"
+        " or raise pods.resources.limits.memory"
+    )
+    exit_code, reason, message = silent_end(death, "training", memory=memory, advice=advice, asked_to_go=asked_to_go)
     fail(message, reason=reason, rank=death.rank)
     told = TerminationMessage(
         category=Category.INFRASTRUCTURE,
@@ -74,6 +65,18 @@ def judge(death: Death, files: WorkerFiles, *, memory: str, asked_to_go: bool) -
         snapshot=snapshot,
     )
     return End(exit_code, told)
+
+
+def silent_end(death: Death, work: str, *, memory: str, advice: str, asked_to_go: bool) -> tuple[int, Reason, str]:
+    """What is told of a process that left no word: exit code, reason and sentence. `work`: what it did; `advice`: against too little memory."""
+    code = death.code
+    if death.for_memory:
+        return int(ExitCode.OUT_OF_MEMORY), Reason.OUT_OF_MEMORY, f"the {work} process was killed for memory ({memory}): {advice}"
+    if code in (-signal.SIGTERM, -signal.SIGINT) and asked_to_go:
+        return int(ExitCode.INTERRUPTED), Reason.INTERRUPTED, f"the pod was asked to go before {work} began"
+    if code < 0:
+        return _KILLED, Reason.POD_FAILED, f"the {work} process was killed by {signal.Signals(-code).name}"
+    return code or _KILLED, Reason.POD_FAILED, f"the {work} process ended with exit code {code} and left no word"
 
 
 def _weight(death: Death, end: End) -> int:

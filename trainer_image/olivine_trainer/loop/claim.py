@@ -21,9 +21,10 @@ from olivine_trainer.storage.fetch import FetchedModel, fetch_model, fetch_rows,
 from olivine_trainer.storage.head import Attempt, take_attempt
 from olivine_trainer.storage.index import IndexEntry, point_to
 from olivine_trainer.storage.layout import run_folder
+from olivine_trainer.storage.publishing import require_writable
 from olivine_trainer.storage.ranges import RangeFile
 from olivine_trainer.storage.records import Published, RunRecords
-from olivine_trainer.storage.source import Source, open_source
+from olivine_trainer.storage.source import Source, hub_is_forbidden, open_source
 from olivine_trainer.storage.store import Store
 from olivine_trainer.world.world import World, alone
 
@@ -55,6 +56,8 @@ class Sources:
     model: FetchedModel
     commits: Mapping[str, str] = field(default_factory=dict[str, str])
     """Of the hub's repositories, by role."""
+    publish: Access | None = None
+    """The second place of what is published (outputs.publish): it was tried whether it can be written to."""
 
 
 def open_run(job: Job, environ: Mapping[str, str]) -> RunRecords:
@@ -121,6 +124,7 @@ def fetch_sources(
     `commits`: of the hub's repositories, by role, as the run's first attempt found them.
     """
     spec = job.spec
+    publish = _second_place(job, environ)
     fetcher = _Fetcher(job, environ, scratch, dict(commits or {}))
     train = fetcher.streamed() if spec.data.streaming else fetcher.rows("train")
     validation = fetcher.rows("validation") if spec.data.validation is not None else None
@@ -134,7 +138,21 @@ def fetch_sources(
     board.progress(stage=Stage.LOADING_MODEL)
     model = fetcher.model()
     log("sources are here", rows=rows.train_rows, validationRows=len(rows.split.validation), modelBytes=model.bytes)
-    return Sources(rows=rows, model=model, commits=fetcher.commits)
+    return Sources(rows=rows, model=model, commits=fetcher.commits, publish=publish)
+
+
+def published_below(identity: JobIdentity) -> str:
+    """The prefix below outputs.publish.uri."""
+    return f"{identity.namespace}/{identity.name}"
+
+
+def _second_place(job: Job, environ: Mapping[str, str]) -> Access | None:
+    """Told before anything is trained: a place that cannot be written to."""
+    if job.spec.outputs is None or job.spec.outputs.publish is None:
+        return None
+    access = resolve_access(job.spec, "publish", environ)
+    require_writable(access, published_below(job.identity), hub_offline=hub_is_forbidden(environ))
+    return access
 
 
 class _Fetcher:

@@ -107,6 +107,14 @@ class Engine:
         """While it is open, `method`, `loss` and `causal` have all weights, on `device` (default: the engine's). All ranks come."""
         return nullcontext() if self.shards is None else self.shards.whole(device)
 
+    def let_go(self) -> None:
+        """Give back the memory of weights, gradients and optimizer: the engine is of no use any more, what comes after needs the room."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        with torch.no_grad():
+            for tensor in [*self.model.parameters(), *self.model.buffers()]:
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
     def autocast(self) -> AbstractContextManager[None]:
         """The mixed precision that training computes in."""
         return self.accelerator.autocast()

@@ -1,77 +1,62 @@
-"""The one publish: artifact, its manifest, then the run's record, and the clean-up after it."""
+"""The one publish: artifacts, each with its manifest, then the run's record, and the clean-up after it."""
 
-import shutil
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any
 
-from olivine_api.status import Artifact
 from olivine_trainer.errors import TrainerError
 from olivine_trainer.evaluation.evaluate import Evaluated, Evaluator
 from olivine_trainer.evaluation.gates import unmet_gates
-from olivine_trainer.job import Job
-from olivine_trainer.loop.claim import Claim
-from olivine_trainer.loop.engine import Engine
-from olivine_trainer.loop.tracker import Tracker
+from olivine_trainer.loop.elsewhere import publish_elsewhere
+from olivine_trainer.loop.outputs import make_outputs
+from olivine_trainer.loop.run import Run
 from olivine_trainer.loop.usage import peak_memory_bytes
-from olivine_trainer.methods.method import About
 from olivine_trainer.reporting.board import finite
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.checkpoints import prune_checkpoints
-from olivine_trainer.storage.records import Baseline, Published, Sample, upload_artifact
+from olivine_trainer.storage.records import Baseline, Published, Sample
 
 
-def publish(
-    *,
-    job: Job,
-    claim: Claim,
-    engine: Engine,
-    evaluator: Evaluator,
-    tracker: Tracker,
-    baseline: Baseline,
-    tuned: Evaluated,
-    scratch: Path,
-) -> Published:
-    """Write the artifact and the run's end, published or, with a gate unmet, kept back. Raises SupersededError where another attempt owns the run: nothing is published then."""
-    board = tracker.board
-    artifact = _upload(job, claim, engine, evaluator.tokenizer.backend, scratch)
-    unmet = unmet_gates(job.spec.evaluation.gates or (), finite(tuned.metrics), baseline.metrics, evaluator.keys)
+def publish(run: Run, baseline: Baseline, tuned: Evaluated) -> Published:
+    """Write the artifacts and the run's end, published or, with a gate unmet, kept back.
+
+    Raises SupersededError where another attempt owns the run: nothing is published then. ModelError where an output is not what
+    was trained: what training made is kept, and so are its checkpoints.
+    """
+    job, claim, board, tracker = run.job, run.claim, run.board, run.tracker
+    unmet = unmet_gates(job.spec.evaluation.gates or (), finite(tuned.metrics), baseline.metrics, run.evaluator.keys)
+    samples = _samples(run.evaluator, baseline, tuned)
+    outputs = make_outputs(run, everything=not unmet)
+    if run.sources.publish is not None and not unmet:
+        publish_elsewhere(run, run.sources.publish, outputs)
     keep = job.spec.checkpoint.keep if unmet else job.spec.checkpoint.keep_after_success
     board.progress(percent=100, eta_seconds=0)
     board.update(
-        artifacts=[artifact],
+        artifacts=[output.artifact for output in outputs],
         peak_memory_bytes=peak_memory_bytes(),
         # The record outlives the checkpoints that are deleted next.
         checkpoint=board.snapshot.checkpoint if keep else None,
     )
-    tracker.events.add(event="Publishing", artifact=artifact.uri, digest=artifact.digest)
+    for output in outputs:
+        tracker.events.add(event="Publishing", artifact=output.artifact.uri, digest=output.artifact.digest)
     tracker.flush()
     published = claim.records.publish(
         claim.attempt,
         spec_digest=job.spec_digest,
         input_digest=job.input_digest(board.snapshot.resolved),
         snapshot=board.snapshot,
-        samples=_samples(evaluator, baseline, tuned),
+        samples=samples,
         unmet=unmet,
     )
+    uris = [output.artifact.uri for output in outputs]
     if unmet:
-        warn("not published: gates are not met", artifact=artifact.uri, unmet=unmet)
+        warn("not published: gates are not met", artifacts=uris, unmet=unmet)
         return published
     claim.point_index(published, job.identity)
-    log("published", artifact=artifact.uri, bytes=artifact.bytes, **published.snapshot.metrics)
+    log("published", artifacts=uris, bytes=sum(output.artifact.bytes for output in outputs), **published.snapshot.metrics)
     try:
         prune_checkpoints(claim.run, claim.attempt, keep)
     except TrainerError as error:
         warn(f"checkpoints are left behind: {error.message}")
     return published
-
-
-def _upload(job: Job, claim: Claim, engine: Engine, tokenizer: Any, scratch: Path) -> Artifact:
-    folder = scratch / "artifact"
-    shutil.rmtree(folder, ignore_errors=True)
-    engine.method.export(folder, About(base_uri=job.spec.model.uri, tokenizer=tokenizer))
-    about = {"method": job.spec.method.type.value, "specDigest": job.spec_digest}
-    return upload_artifact(claim.run, claim.attempt, folder, engine.method.kind, about)
 
 
 def _samples(evaluator: Evaluator, baseline: Baseline, tuned: Evaluated) -> list[Sample]:

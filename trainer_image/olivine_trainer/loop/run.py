@@ -58,6 +58,7 @@ class Run:
     tracker: Tracker
     uploads: Uploads
     workers: Workers
+    sources: Sources
 
     def close(self) -> None:
         """End what works beside training, whatever ended that."""
@@ -130,6 +131,10 @@ def set_up(
         pad_id=tokenizer.pad_id,
         own_loss=own_loss,
     )
+    if spec.outputs is not None and spec.outputs.onnx is not None and world.leads:
+        from olivine_trainer.bundle.probe import require_graph  # noqa: PLC0415  (seconds)
+
+        require_graph(sources.model.folder, engine.method.adapted_modules)
     if isinstance(engine.loss, OwnLoss):
         with engine.whole():
             check_conformance(engine.loss, collate(probe_rows(data.some), tokenizer.pad_id, accelerator.device))
@@ -204,6 +209,7 @@ def set_up(
         tracker,
         Uploads(world),
         workers,
+        sources,
     )
 
 

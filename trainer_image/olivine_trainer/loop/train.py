@@ -106,21 +106,8 @@ def _train_and_publish(run: Run, done: Progressed) -> Published:
     # From here on rank 0 needs nobody; the others wait for its word.
     run.board.progress(stage=Stage.PUBLISHING)
     with run.engine.whole(CPU):
-        published = run.world.last_word(lambda: _publish(run, baseline, tuned).to_json_dict())
+        published = run.world.last_word(lambda: publish(run, baseline, tuned).to_json_dict())
     return Published.model_validate(published)
-
-
-def _publish(run: Run, baseline: Baseline, tuned: Evaluated) -> Published:
-    return publish(
-        job=run.job,
-        claim=run.claim,
-        engine=run.engine,
-        evaluator=run.evaluator,
-        tracker=run.tracker,
-        baseline=baseline,
-        tuned=tuned,
-        scratch=run.scratch,
-    )
 
 
 def _begin(job: Job, claim: Claim, sources: Sources, world: World) -> int:

@@ -76,6 +76,11 @@ class AdapterMethod:
         """See `Method`."""
         return self.model
 
+    @property
+    def adapted_modules(self) -> list[str]:
+        """See `Method`."""
+        return list(self.adapted)
+
     def save_weights(self, path: Path) -> None:
         """See `Method`."""
         save_tensors(self._tensors().items(), path)

@@ -26,6 +26,11 @@ class FullMethod:
         self.causal = model
         self._resumed = False
 
+    @property
+    def adapted_modules(self) -> list[str]:
+        """See `Method`."""
+        return []
+
     def save_weights(self, path: Path) -> None:
         """Each tensor once: what is tied (embeddings and head) has one name. See `Method`."""
         save_tensors(self._tensors().items(), path)
@@ -43,12 +48,7 @@ class FullMethod:
 
     def export(self, folder: Path, about: About) -> None:
         """A folder that transformers loads, with its tokenizer. See `Method`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
-        raw: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
-        # Training switched the cache off: it would keep keys and values that nobody reads. Generation wants it.
-        (folder / _CONFIG).write_text(json.dumps(raw | {"use_cache": True}, indent=2, sort_keys=True) + "\n")
-        about.tokenizer.save_pretrained(folder)
+        write_model(self.model, folder, about.tokenizer)
 
     @contextmanager
     def as_base(self) -> Generator[None]:
@@ -65,6 +65,16 @@ class FullMethod:
         kept = self.model.state_dict(keep_vars=True).keys()
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: tensor for name, tensor in named if name in kept}
+
+
+def write_model(model: Any, folder: Path, tokenizer: Any) -> None:
+    """A folder that transformers loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    raw: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+    # Training switched the cache off: it would keep keys and values that nobody reads. Generation wants it.
+    (folder / _CONFIG).write_text(json.dumps(raw | {"use_cache": True}, indent=2, sort_keys=True) + "\n")
+    tokenizer.save_pretrained(folder)
 
 
 def put_on_full(base: Any) -> FullMethod:

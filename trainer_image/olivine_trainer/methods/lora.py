@@ -39,6 +39,12 @@ class LoraMethod:
         """See `Method`."""
         return self.model.get_base_model()
 
+    @property
+    def adapted_modules(self) -> list[str]:
+        """See `Method`."""
+        names: Any = self.model.base_model.targeted_module_names
+        return sorted(names)
+
     def save_weights(self, path: Path) -> None:
         """See `Method`."""
         state = get_peft_model_state_dict(self.model, save_embedding_layers=False)

@@ -40,6 +40,11 @@ class Method(Protocol):
         """The transformers model itself, what is trained included: it is called, and generates."""
         ...
 
+    @property
+    def adapted_modules(self) -> list[str]:
+        """Full names of the modules that have an adapter; none where the model itself is trained."""
+        ...
+
     def save_weights(self, path: Path) -> None:
         """Everything that was trained, to one safetensors file: the same weights give the same bytes."""
         ...

@@ -34,12 +34,12 @@ class WorkerFiles:
 
     def read_snapshot(self) -> Snapshot | None:
         """What the worker last knew."""
-        content = _content(self.snapshot)
+        content = content_of(self.snapshot)
         return Snapshot.model_validate_json(content) if content is not None else None
 
     def read_end(self) -> TerminationMessage | None:
         """How the worker ended, where it could still say so."""
-        content = _content(self.end)
+        content = content_of(self.end)
         return TerminationMessage.model_validate_json(content) if content is not None else None
 
     def write_end(self, message: TerminationMessage) -> None:
@@ -115,7 +115,7 @@ class Board:
         write_atomically(self._files.snapshot, self.snapshot.model_dump_json(by_alias=True, exclude_none=True))
 
 
-def _content(path: Path) -> bytes | None:
+def content_of(path: Path) -> bytes | None:
     """The file, which another thread may just remove."""
     try:
         return path.read_bytes()

@@ -1,15 +1,17 @@
-"""POSTs of the whole snapshot to the operator, from a background thread of PID 1: never in training's way."""
+"""POSTs of the whole snapshot to the operator, from a background thread of PID 1: never in the work's way."""
 
 import http.client
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from olivine_api import names
-from olivine_api.status import JobIdentity, Snapshot
+from olivine_api.base import StatusModel
+from olivine_api.status import JobIdentity
 from olivine_trainer.reporting.logs import log, warn
 
 INTERVAL = 2.0  # seconds between two POSTs
@@ -25,13 +27,14 @@ class Endpoint:
     identity: JobIdentity
     ca_file: Path = Path(names.CONFIG_DIR) / names.CONFIG_CA
     token_file: Path = Path(names.TOKEN_DIR) / names.TOKEN_FILE
+    path: str = names.STATUS_PATH
 
-    def post(self, snapshot: Snapshot) -> None:
+    def post(self, snapshot: StatusModel) -> None:
         """Send one snapshot. Raises OSError or http.client.HTTPException, with what the endpoint answered."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise OSError(f"{names.ENV_STATUS_URL} is no http or https URL: {self.url}")
-        path = names.STATUS_PATH.format(namespace=self.identity.namespace, name=self.identity.name)
+        path = self.path.format(namespace=self.identity.namespace, name=self.identity.name)
         headers = {"Content-Type": "application/json"}
         # Both files are rotated under a running pod: read them each time.
         if self.token_file.exists():
@@ -57,11 +60,12 @@ class Endpoint:
 class Poster:
     """The heartbeat: every few seconds the newest snapshot, whole; one line when the endpoint goes, one when it is back."""
 
-    def __init__(self, endpoint: Endpoint, newest: Callable[[], Snapshot | None], *, interval: float = INTERVAL) -> None:
+    def __init__(self, endpoint: Endpoint, newest: Callable[[], StatusModel | None], *, interval: float = INTERVAL) -> None:
         self._endpoint = endpoint
         self._newest = newest
         self._interval = interval
         self._reachable = True
+        self._taken = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
@@ -74,20 +78,30 @@ class Poster:
         self._stopping.set()
         self._thread.join(timeout=2 * _TIMEOUT)
 
+    def insist(self, seconds: float, *, given_up: Callable[[], bool]) -> bool:
+        """After `stop`: post until the endpoint has taken it, for so long at most; whether it has."""
+        deadline = time.monotonic() + seconds
+        while not self._taken and time.monotonic() < deadline and not given_up():
+            time.sleep(min(self._interval, max(0.0, deadline - time.monotonic())))
+            self._post_once()
+        return self._taken
+
     def _run(self) -> None:
         while not self._stopping.wait(self._interval):
             self._post_once()
         self._post_once()
 
     def _post_once(self) -> None:
+        self._taken = False
         try:
             snapshot = self._newest()
             if snapshot is None:
                 return
             self._endpoint.post(snapshot)
+            self._taken = True
         except (OSError, http.client.HTTPException, ValueError) as error:
             if self._reachable:
-                warn(f"the status endpoint is out of reach; training goes on, the next POST that arrives tells all: {error}")
+                warn(f"the status endpoint is out of reach; the work goes on, the next POST that arrives tells all: {error}")
             self._reachable = False
         else:
             if not self._reachable:

@@ -63,5 +63,10 @@ def shorten(text: str, limit: int = MESSAGE_LIMIT) -> str:
 
 def write_termination(message: TerminationMessage, path: Path) -> None:
     """Leave the message where the kubelet looks; a bare process has no such place, and needs none."""
+    leave(fit_message(message), path)
+
+
+def leave(body: bytes, path: Path) -> None:
+    """See `write_termination`."""
     if path.exists():
-        path.write_bytes(fit_message(message))
+        path.write_bytes(body)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from olivine_api.finetunejob import FineTuneJobSpec, Source
+from olivine_api.finetunejob import FineTuneJobSpec
 from olivine_api.names import ENV_SECRET_PREFIXES
 from olivine_api.reasons import Reason
+from olivine_api.sources import Source, Storage
 from olivine_trainer.storage.addresses import check_endpoint, check_uri, same_endpoint
 from olivine_trainer.storage.failures import FIELDS, Place, Role, user_error
 
@@ -74,31 +75,50 @@ def resolve_access(spec: FineTuneJobSpec, role: Role, environ: Mapping[str, str]
     missing comes from the plain variables of the scheme (AWS_*, AZURE_*, …). `benchmark`: the URI of one, which has neither.
     """
     source = Source(uri=benchmark) if benchmark is not None else _source(spec, role)
+    return access_to(source, spec.storage, role, environ)
+
+
+def access_to(
+    source: Source | Storage, storage: Storage, role: Role, environ: Mapping[str, str], *, prefix: str | None = None
+) -> Access:
+    """Access of one source beside a storage, as `resolve_access` has it.
+
+    `prefix`: before the keys of the source's own Secret, where that is not the role's; such a Secret may be missing in the pod, and
+    nothing stands in for it.
+    """
     place = Place(role, source.uri, None)
     check_uri(place)
     scheme = _scheme(source.uri)
     means = _MEANS.get(scheme)
     if means is None:  # a folder, which needs nothing
         return Access(role, source.uri, None, None, None, None, region=_REGION, ca_bundle=None)
-    named = source.secret_ref is not None
-    own = means.of(environ, ENV_SECRET_PREFIXES[role]) if role == "storage" or named else {}
-    lends = role != "storage" and _scheme(spec.storage.uri) == scheme
+    named_secret = source.secret_ref.name if source.secret_ref is not None else None
+    named = named_secret is not None or prefix is not None
+    own = means.of(environ, prefix or _prefix(role)) if role == "storage" or named else {}
+    lends = role != "storage" and _scheme(storage.uri) == scheme
     lent = means.of(environ, ENV_SECRET_PREFIXES["storage"]) if lends else {}
     plain = means.of(environ)
     candidates = (
         (f"{FIELDS[role]}.endpoint", source.endpoint),
         (_in_secret(means.endpoint, role), own.get(means.endpoint)),
-        ("storage.endpoint", spec.storage.endpoint if lends else None),
+        ("storage.endpoint", storage.endpoint if lends else None),
         (_in_secret(means.endpoint, "storage"), lent.get(means.endpoint)),
         (f"{means.endpoint} in the environment", plain.get(means.endpoint)),
     )
     where, endpoint = next(((where, value) for where, value in candidates if value), ("", None))
     if endpoint is not None:
         check_endpoint(place, endpoint, where)
-    theirs = spec.storage.endpoint or lent.get(means.endpoint) or plain.get(means.endpoint)
+    theirs = storage.endpoint or lent.get(means.endpoint) or plain.get(means.endpoint)
     if not named and lends:
         own = lent if same_endpoint(endpoint, theirs) else {}
-    _check_keys(place, means, own, named=source.secret_ref.name if source.secret_ref is not None and not plain else None)
+    if prefix is not None and not own:
+        raise user_error(
+            place,
+            Reason.SECRET_NOT_FOUND,
+            f"the Secret {named_secret!r} of {FIELDS[role]}.secretRef is not there, or has none of"
+            f" {', '.join(means.needed)}: create it, or leave {FIELDS[role]}.secretRef out",
+        )
+    _check_keys(place, means, own, named=named_secret if prefix is not None or not plain else None)
     keys = own or plain
     if scheme == "az" and "AZURE_STORAGE_ACCOUNT_NAME" not in keys:
         raise user_error(
@@ -133,6 +153,11 @@ def _check_keys(place: Place, means: _Means, keys: Mapping[str, str], *, named: 
         )
 
 
+def _prefix(role: Role) -> str:
+    """Before the keys of the role's own Secret; a bundle in a command's argument has none."""
+    return ENV_SECRET_PREFIXES.get("publish" if role == "bundle-publish" else role, "")
+
+
 def _in_secret(key: str, role: Role) -> str:
     return f"{key} in the Secret of {FIELDS[role]}.secretRef"
 
@@ -142,7 +167,9 @@ def _source(spec: FineTuneJobSpec, role: Role):  # noqa: ANN202  (Storage and So
         return spec.storage
     if role == "model":
         return spec.model
-    source = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}[role]
+    publish = spec.outputs.publish if spec.outputs is not None else None
+    known = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test, "publish": publish}
+    source = known[role]
     if source is None:
         raise ValueError(f"the specification has no {FIELDS[role]}")
     return source

@@ -8,7 +8,7 @@ import obstore.exceptions as obs
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, TrainerError
 
-Role = Literal["storage", "model", "train", "validation", "test", "benchmark"]
+Role = Literal["storage", "model", "train", "validation", "test", "benchmark", "publish", "bundle-publish", "adapter", "bundle"]
 
 # How each role's place is called in the specification, and which exit code its faults have.
 FIELDS: dict[Role, str] = {
@@ -18,6 +18,10 @@ FIELDS: dict[Role, str] = {
     "validation": "data.validation",
     "test": "data.test",
     "benchmark": "evaluation.benchmarks[]",
+    "publish": "outputs.publish",
+    "bundle-publish": "publish",
+    "adapter": "adapters[]",
+    "bundle": "bundle",
 }
 _CLASSES: dict[Role, type[TrainerError]] = {
     "storage": ConfigurationError,
@@ -26,6 +30,10 @@ _CLASSES: dict[Role, type[TrainerError]] = {
     "validation": DataError,
     "test": DataError,
     "benchmark": DataError,
+    "publish": ConfigurationError,
+    "bundle-publish": ConfigurationError,
+    "adapter": ModelError,
+    "bundle": ConfigurationError,
 }
 
 # The instance metadata services: asked for credentials only where none were given; they have their hiccups.

@@ -82,6 +82,15 @@ def fetch_model(
     return FetchedModel(hit.folder, hit.digest, hit.bytes, source.revision, licence)
 
 
+def model_state(source: Source) -> str | None:
+    """Names what `fetch_model` would fetch, without fetching it; None where the store cannot tell one content from another."""
+    if source.frozen_state is not None:
+        return source.frozen_state
+    listed, wanted = _look_at_model(source, with_code=False)
+    items = [listed[key] for key in wanted]
+    return _listed_state(source, items) if all(item.tag for item in items) else None
+
+
 def fetch_rows(source: Source, name: str | None, splits: tuple[str, ...] | None, cache: FileCache) -> FetchedRows:
     """Download the files of the wanted splits (None: the one that the role is named after), unless the cache has them.
 

@@ -4,34 +4,24 @@ Raises TrainerErrors only: the user's for a repository, revision or token that c
 last retry.
 """
 
-import contextlib
-import errno
 import os
 import shutil
-import ssl
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from olivine_api.reasons import Reason
 from olivine_trainer.digests import sha256_file
 from olivine_trainer.errors import StorageUnavailableError
-from olivine_trainer.faults import is_disk_fault
 from olivine_trainer.storage.credentials import Access
-from olivine_trainer.storage.failures import FIELDS, Place, user_error
-from olivine_trainer.storage.hub_failures import Asking, EntryMissingError, HubUnavailableError, explain_hub, missing
-from olivine_trainer.storage.store import PATIENCE_SECONDS, RETRY_DELAYS, Listing, ObjectInfo
+from olivine_trainer.storage.failures import FIELDS, user_error
+from olivine_trainer.storage.hub_client import SILENCE_SECONDS, HubClient
+from olivine_trainer.storage.hub_failures import Asking, EntryMissingError, missing
+from olivine_trainer.storage.store import RETRY_DELAYS, Listing, ObjectInfo
 
 Result = TypeVar("Result")
-
-_LOCAL = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-# A hub that takes a call and stays silent: the client's own choice is to wait for ever.
-SILENCE_SECONDS = 60.0
-_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,20 +58,13 @@ class HubRepository:
     ) -> None:
         """`silence`: seconds without a byte after which a request is tried again. `cache`: the folder of the hub's own client; `keeps`: it is somebody's, so that nothing is removed from it."""
         self.uri = access.uri.rstrip("/")
-        from huggingface_hub import constants  # noqa: PLC0415  (half a second, for this scheme alone)
-
-        self._endpoint = access.endpoint or constants.ENDPOINT
-        self.place = Place(access.role, access.uri, self._endpoint)
+        self._hub = HubClient(access, offline=offline, delays=delays, sleep=sleep, silence=silence)
+        self._endpoint, self._token, self.place = self._hub.endpoint, self._hub.token, self._hub.place
         self._address = HubAddress.parse(access.uri, dataset=access.role != "model")
         self.asked = revision or "main"
-        self._token = access.keys.get("HF_TOKEN")
-        self._ca = access.ca_bundle
         self._cache = cache
         self._offline = offline
         self._keeps = keeps
-        self._delays = delays
-        self._sleep = sleep
-        self._silence = silence
 
     @property
     def local_folder(self) -> Path | None:
@@ -262,73 +245,4 @@ class HubRepository:
             ) from None
 
     def _tried(self, request: Callable[[Any], Result]) -> Result:
-        """Run a request with a client, again after each delay while another try may help."""
-        from httpx2 import HTTPError  # noqa: PLC0415
-        from huggingface_hub import HfApi  # noqa: PLC0415
-        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
-
-        api = HfApi(endpoint=self._endpoint, token=self._token or False)
-        begun = time.monotonic()
-        for delay in (*self._delays, None):
-            try:
-                with self._client():
-                    return request(api)
-            except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-                if is_disk_fault(error) or getattr(error, "errno", None) in _LOCAL:
-                    raise  # of this machine's, not of the hub's
-                if (told := explain_hub(error, self._asking)) is not None:
-                    raise told from None
-                if delay is None or time.monotonic() - begun > PATIENCE_SECONDS:
-                    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    raise HubUnavailableError(f"reading failed at {self.place}: {first[:300]}") from error
-                self._sleep(delay)
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    @contextlib.contextmanager
-    def _client(self) -> Generator[None]:
-        """The hub's client, allowed to ask: workers forbid it to the libraries that would do so on their own."""
-        from huggingface_hub import close_session, constants, set_client_factory  # noqa: PLC0415
-        from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415
-        from huggingface_hub.utils._http import default_client_factory  # noqa: PLC0415
-
-        forbidden = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = self._offline
-        disable_progress_bars()
-        set_client_factory(self._make_client)
-        try:
-            yield
-        finally:
-            constants.HF_HUB_OFFLINE = forbidden
-            set_client_factory(default_client_factory)
-            close_session()
-
-    def _make_client(self) -> Any:
-        """A client that waits for so long, and trusts the user's certificates beside the system's."""
-        import httpx2  # noqa: PLC0415
-        from huggingface_hub.utils._http import hf_request_event_hook  # noqa: PLC0415
-
-        class Client(httpx2.Client):
-            """Some calls ask for no limit at all, by name."""
-
-            def build_request(self, *arguments: Any, timeout: Any = None, **options: Any) -> httpx2.Request:
-                return super().build_request(*arguments, timeout=self.timeout if timeout is None else timeout, **options)
-
-        return Client(
-            event_hooks={"request": [hf_request_event_hook]},
-            follow_redirects=True,
-            timeout=httpx2.Timeout(self._silence, connect=min(self._silence, _CONNECT_SECONDS)),
-            verify=self._trusting() if self._ca is not None else True,
-        )
-
-    def _trusting(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        try:
-            context.load_verify_locations(cadata=self._ca)
-        except (ssl.SSLError, ValueError) as error:
-            field = FIELDS[self.place.role]
-            raise user_error(
-                self.place,
-                Reason.INVALID_SPEC,
-                f"CA_BUNDLE in the Secret of {field}.secretRef must hold certificates in PEM form: {error}",
-            ) from None
-        return context
+        return self._hub.tried(request, self._asking)

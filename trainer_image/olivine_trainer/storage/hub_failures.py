@@ -21,6 +21,7 @@ class Asking:
     repository: str
     revision: str
     with_token: bool
+    writes: bool = False
 
     @property
     def field(self) -> str:
@@ -43,6 +44,8 @@ class EntryMissingError(TrainerError):
 
 def missing(place: Place) -> Reason:
     """The reason of a repository, revision or folder that is not there."""
+    if place.role in ("publish", "bundle-publish"):
+        return Reason.STORAGE_NOT_FOUND
     return Reason.MODEL_NOT_FOUND if place.role == "model" else Reason.DATA_NOT_FOUND
 
 
@@ -67,6 +70,8 @@ def explain_hub(error: Exception, asking: Asking) -> TrainerError | None:
             return sentence(asking)
     if _status(error) in (401, 403):
         return _denied(asking)
+    if asking.writes and (_status(error) == 400 or isinstance(error.__cause__, hub.BadRequestError)):
+        return _refused(asking, error)
     if _status(error) in (400, 404, 410):
         return _no_repository(asking)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
@@ -130,8 +135,24 @@ def _no_address(asking: Asking) -> TrainerError:
 
 
 def _denied(asking: Asking) -> TrainerError:
+    what = "write access" if asking.writes else "access"
+    advice = (
+        f"check the HF_TOKEN in {asking.secret}"
+        if asking.with_token or not asking.writes
+        else f"put an HF_TOKEN that may write there into {asking.secret}"
+    )
     return user_error(
         asking.place,
         Reason.STORAGE_ACCESS_DENIED,
-        f"access to {asking.field}.uri {asking.uri} at {asking.endpoint} was denied: check the HF_TOKEN in {asking.secret}",
+        f"{what} to {asking.field}.uri {asking.uri} at {asking.endpoint} was denied: {advice}",
+    )
+
+
+def _refused(asking: Asking, error: Exception) -> TrainerError:
+    told = getattr(error, "server_message", None) or str(error)
+    return user_error(
+        asking.place,
+        Reason.INVALID_SPEC,
+        f"{asking.endpoint} does not take what goes to {asking.field}.uri {asking.uri}: {' '.join(told.split())[:300]};"
+        f" name another repository in {asking.field}.uri",
     )

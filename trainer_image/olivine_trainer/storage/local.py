@@ -7,6 +7,8 @@ machine and, where the file system passes flock on (NFSv4, CephFS do), between m
 import errno
 import fcntl
 import os
+import secrets
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,17 @@ def local_folder(access: Access) -> Path | None:
             f" create the claim in the job's namespace, or correct {field}.uri",
         )
     return mounted / path
+
+
+def copy_locally(source: Path, target: Path) -> None:
+    """A copy of its own, there by a rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = target.with_name(f".lock-{target.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copyfile(source, written)
+        written.replace(target)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def put_if_match_locally(target: Path, data: bytes, etag: str, *, read_etag: Callable[[], str | None]) -> bool:

@@ -48,6 +48,26 @@ def describe(folder: Path, about: dict[str, Any]) -> Manifest:
     )
 
 
+def manifest_of(folder: Path, about: dict[str, Any]) -> Manifest:
+    """The manifest of a finished folder. One that it has already (a bundle's) keeps the files that it lists, and what it says."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return describe(folder, about)
+    files = raw.pop("files")
+    return Manifest(
+        files={str(item["path"]): str(item["sha256"]) for item in files},
+        sizes={str(item["path"]): int(item["bytes"]) for item in files},
+        about={name: value for name, value in raw.items() if name not in ("version", "digest")} | about,
+    )
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a finished folder that its digest leaves out: a bundle's report.json."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path not in manifest.files and path != MANIFEST)
+
+
 def upload_files(store: Store, key: str, folder: Path, manifest: Manifest, *, may_write: Callable[[], None]) -> None:
     """Write a folder's files; without `write_manifest` after it the folder does not exist.
 
@@ -68,8 +88,13 @@ def read_manifest(store: Store, key: str) -> Manifest:
     found = store.get(f"{key}/{MANIFEST}")
     if found is None:
         raise DamagedFolderError("it has no manifest")
+    return parse_manifest(found.data)
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """What `Manifest.render` wrote. Raises DamagedFolderError where it is unreadable."""
     try:
-        raw = json.loads(found.data)
+        raw = json.loads(data)
         files = raw.pop("files")
         manifest = Manifest(
             files={str(item["path"]): str(item["sha256"]) for item in files},
@@ -77,7 +102,7 @@ def read_manifest(store: Store, key: str) -> Manifest:
             about={name: value for name, value in raw.items() if name not in ("version", "digest")},
         )
         digest = raw["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFolderError(f"its manifest is unreadable ({error})") from error
     if manifest.digest != digest:
         raise DamagedFolderError("its manifest contradicts itself")

@@ -16,7 +16,7 @@ from olivine_api.status import Artifact, ArtifactKind, MetricMap, Snapshot
 from olivine_trainer.errors import ConfigurationError, DataError, ModelError, StorageUnavailableError, SupersededError
 from olivine_trainer.storage.head import Attempt, require_head
 from olivine_trainer.storage.layout import BASELINE, PUBLISHED, SOURCES, SPEC, artifact_folder, attempt_folder
-from olivine_trainer.storage.manifest import describe, upload_files, write_manifest
+from olivine_trainer.storage.manifest import manifest_of, unlisted, upload_files, write_manifest
 from olivine_trainer.storage.store import Store
 
 
@@ -178,9 +178,11 @@ class RunRecords:
 
 def upload_artifact(run: Store, mine: Attempt, folder: Path, kind: ArtifactKind, about: dict[str, Any]) -> Artifact:
     """Write an artifact's folder under its digest; the same content is the same artifact, whoever wrote it."""
-    manifest = describe(folder, {"kind": kind, **about})
+    manifest = manifest_of(folder, {"kind": kind, **about})
     key = artifact_folder(manifest.digest)
     upload_files(run, key, folder, manifest, may_write=lambda: require_head(run, mine))
+    for path in unlisted(folder, manifest):
+        run.put(f"{key}/{path}", folder / path)
     require_head(run, mine)
     write_manifest(run, key, manifest)
     return Artifact(kind=kind, uri=f"{run.uri}/{key}", digest=manifest.digest, bytes=sum(manifest.sizes.values()))

@@ -79,7 +79,7 @@ def open_source(
         access,
         revision=revision,
         cache=Path(own) if own else scratch / "hub",
-        offline=environ.get(names.ENV_HUB_OFFLINE, "").strip().lower() in ("1", "on", "yes", "true"),
+        offline=hub_is_forbidden(environ),
         keeps=own is not None,
     )
     if commit is not None:
@@ -94,3 +94,8 @@ def open_source(
         _LOGGER.warning(f"{error.message}; revision {repository.asked!r} is taken to be still {known}, as the cache remembers it")
         return repository.at(known)
     return repository
+
+
+def hub_is_forbidden(environ: Mapping[str, str]) -> bool:
+    """Whether the user's HF_HUB_OFFLINE is set."""
+    return environ.get(names.ENV_HUB_OFFLINE, "").strip().lower() in ("1", "on", "yes", "true")

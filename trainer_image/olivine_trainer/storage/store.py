@@ -18,7 +18,7 @@ from olivine_trainer.errors import TrainerError
 from olivine_trainer.storage.clients import RemoteStore, connect, has_generations
 from olivine_trainer.storage.credentials import Access
 from olivine_trainer.storage.failures import FIELDS, Place, explain, is_missing_bucket, is_retryable, unavailable, user_error
-from olivine_trainer.storage.local import LocksUnsupportedError, local_folder, put_if_match_locally
+from olivine_trainer.storage.local import LocksUnsupportedError, copy_locally, local_folder, put_if_match_locally
 
 Result = TypeVar("Result")
 
@@ -28,6 +28,7 @@ _NOT_IMPLEMENTED = ("status: 501", "501 Not Implemented", "NotImplemented")
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)
 PATIENCE_SECONDS = 150  # no further try after that, however long each of them takes
 _HURRIED_TRIES = 3  # of one request once the pod is to go: the grace must suffice for a whole checkpoint
+COPY_LIMIT = 5 << 30  # bytes that S3 copies in one request; what is larger goes through this machine
 PIECE = 8 << 20  # bytes of one request of a download: what is large must not start over from its first byte
 # One request with its body (uploads go in pieces, too): a store that is silent for longer is tried again.
 _REQUEST_SECONDS = 60
@@ -194,6 +195,19 @@ class Store:
     def put(self, key: str, data: bytes | Path) -> None:
         """Write, whatever stands there."""
         self._tried(lambda: obstore.put(self._store, self._path(key), data), f"writing {key}")
+
+    def copy(self, key: str, target: str, size: int) -> None:
+        """Copy an object of this folder within the store, by the store itself where it can; `size`: its bytes. Overwrites."""
+
+        def within() -> None:
+            if self._folder is not None:  # not by a hard link, which onnx refuses to read
+                copy_locally(self._folder / key, self._folder / target)
+            elif size > COPY_LIMIT:
+                obstore.put(self._store, self._path(target), obstore.get(self._store, self._path(key)).stream(PIECE))
+            else:
+                obstore.copy(self._store, self._path(key), self._path(target))
+
+        self._tried(within, f"copying {key} to {target}")
 
     def put_if_absent(self, key: str, data: bytes, *, recognise: bool = True) -> bool:
         """Create the object; False where another one stands there already.

@@ -1,0 +1,1 @@
+"""The plan of an AdapterBundle: which adapters there are, whether a build is due, and how it goes."""

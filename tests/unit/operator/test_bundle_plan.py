@@ -1,0 +1,442 @@
+"""One look at an AdapterBundle."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from olivine_api import names
+from olivine_api.adapterbundle import AdapterBundleStatus, AdapterStatus, BaseStatus, BundlePhase, BundleStatus
+from olivine_api.bundle_build import BuildResult, BuildSnapshot, BuildStage, BundleBuild
+from olivine_api.status import Artifact, Condition, FineTuneJobStatus, Phase, Resolved, ResolvedModel
+from olivine_operator.plan.bundle.observed import BundlePlan, ObservedBundle
+from olivine_operator.plan.bundle.reconcile import plan_bundle
+from olivine_operator.plan.conditions import find
+from olivine_operator.plan.observed import BuildReport, BundleView, ChildCondition, ChildView, JobView, Obstacle
+from olivine_operator.plan.outcome import CreateChild, DeleteChild, SuspendChild
+from olivine_operator.plan.settings import Policy
+from tests.unit.operator.builders import SETTINGS, T0, after, ended, pod
+
+NAMESPACE, NAME, UID = "team-a", "voices", "0123456789ab-cdef"
+BASE = "b" * 64
+
+
+def bundle(status: AdapterBundleStatus | None = None, *, generation: int = 1, update: str | None = None, **spec: Any) -> BundleView:
+    return BundleView(
+        namespace=NAMESPACE,
+        name=NAME,
+        uid=UID,
+        resource_version="1",
+        generation=generation,
+        labels={},
+        deleting=False,
+        spec={"storage": {"uri": "s3://olivine/runs", "secretRef": {"name": "s3"}}, **spec},
+        status=status.to_json_dict() if status is not None else {},
+        update=update,
+    )
+
+
+def named(*jobs: str) -> dict[str, Any]:
+    return {"adapters": [{"name": name, "jobRef": {"name": name}} for name in jobs]}
+
+
+def job(
+    name: str, phase: Phase = Phase.SUCCEEDED, *, base: str = BASE, digest: str | None = None, kind: Any = "Adapter", **members: Any
+) -> JobView:
+    artifact = Artifact(kind=kind, uri=f"s3://olivine/runs/team-a/{name}/u/artifacts/d", digest=digest or f"d-{name}", bytes=1)
+    failed = Condition(type="Failed", status="True", reason="GateUnmet", message="accuracy 0.2 < 0.9", last_transition_time=T0)
+    status = FineTuneJobStatus(
+        phase=phase,
+        artifacts=[artifact] if phase is Phase.SUCCEEDED else [],
+        resolved=Resolved(model=ResolvedModel(uri="hf://org/base", digest=base, revision="c0ffee")),
+        conditions=[failed] if phase is Phase.FAILED else [],
+    )
+    spec = {
+        "model": {"uri": "hf://org/base", "secretRef": {"name": "hub"}},
+        "storage": {"uri": "s3://olivine/runs", "secretRef": {"name": f"keys-{name}"}, "endpoint": "http://store:9"},
+    }
+    return JobView(
+        namespace=NAMESPACE,
+        name=name,
+        uid=f"uid-{name}",
+        resource_version="1",
+        generation=1,
+        labels=members.pop("labels", {}),
+        deleting=False,
+        spec=spec,
+        status=status.to_json_dict(),
+    )
+
+
+def child(name: str = "voices-012345-1", *held: str, **members: Any) -> ChildView:
+    conditions = tuple(ChildCondition(type=kind, reason=members.get("reason", ""), message="", since=T0) for kind in held)
+    blank = ChildView(
+        key=(NAMESPACE, f"bundle.{NAME}"),
+        name=name,
+        uid=f"uid-{name}",
+        owner_uid=UID,
+        resource_version="1",
+        suspended=False,
+        deleting=False,
+        conditions=conditions,
+        pods_since=T0,
+    )
+    return replace(blank, **{key: value for key, value in members.items() if key != "reason"})
+
+
+def look(seen: BundleView, *jobs: JobView, at: float = 0, settings: Any = SETTINGS, **members: Any) -> BundlePlan:
+    return plan_bundle(ObservedBundle(bundle=seen, jobs={one.name: one for one in jobs}, **members), after(at), settings)
+
+
+def status_of(planned: BundlePlan) -> AdapterBundleStatus:
+    assert planned.status is not None
+    return planned.status
+
+
+def created(planned: BundlePlan) -> CreateChild:
+    (found,) = [action for action in planned.actions if isinstance(action, CreateChild)]
+    return found
+
+
+def task(planned: BundlePlan) -> BundleBuild:
+    return BundleBuild.model_validate_json(created(planned).config_map["data"][names.CONFIG_SPEC])
+
+
+def says(status: AdapterBundleStatus, kind: str) -> tuple[str, str, str]:
+    found = find(status.conditions, kind)
+    return (found.status, found.reason, found.message) if found else ("", "", "")
+
+
+def result(*adapters: str, version: int = 1, rejected: dict[str, str] | None = None) -> BuildResult:
+    ready = [
+        AdapterStatus(
+            name=name,
+            source=f"s3://olivine/runs/team-a/{name}/u/artifacts/d",
+            digest=f"d-{name}",
+            max_logit_difference=1e-4,
+            state="Ready",
+        )
+        for name in adapters
+    ]
+    bad = [
+        AdapterStatus(name=name, source=f"s3://olivine/runs/team-a/{name}/u/artifacts/d", state="Rejected", reason=why)
+        for name, why in (rejected or {}).items()
+    ]
+    return BuildResult(
+        base=BaseStatus(digest="base", bytes=90_000_000, precision="int8", model_digest=BASE, model_uri="hf://org/base"),
+        bundle=BundleStatus(
+            uri=f"s3://b/{version}", digest=f"v{version}", version=version, total_bytes=91_200_000, merged_equivalent_bytes=1
+        ),
+        adapters=ready + bad,
+    )
+
+
+def report(sequence: int, built: BuildResult | None, stage: BuildStage = BuildStage.PUBLISHING) -> BuildReport:
+    return BuildReport(snapshot=BuildSnapshot(sequence=sequence, stage=stage, result=built), received_at=T0)
+
+
+def served(*jobs: str, spec: dict[str, Any] | None = None, rejected: dict[str, str] | None = None) -> AdapterBundleStatus:
+    """The status of a bundle whose first version is there."""
+    begun = status_of(look(bundle(**(spec or named(*jobs))), *(job(name) for name in jobs)))
+    good = [name for name in jobs if name not in (rejected or {})]
+    told = report(1, result(*good, rejected=rejected))
+    done = look(
+        bundle(begun, **(spec or named(*jobs))),
+        *(job(name) for name in jobs),
+        children=(child("voices-012345-1", "Complete"),),
+        report=told,
+    )
+    return status_of(done)
+
+
+def test_the_first_version_waits_for_the_jobs_that_are_named() -> None:
+    planned = look(bundle(**named("tone", "topic")), job("tone"), job("topic", Phase.RUNNING))
+    status = status_of(planned)
+    assert (status.phase, planned.actions) == (BundlePhase.WAITING, ())
+    assert says(status, "Built") == ("False", "WaitingForJobs", "the first version waits for the FineTuneJobs of topic")
+    assert [(one.name, one.state, one.reason) for one in status.adapters][1] == (
+        "topic",
+        "Waiting",
+        "the FineTuneJob topic is Running",
+    )
+    missing = status_of(look(bundle(**named("tone"))))
+    assert missing.adapters[0].reason == "there is no FineTuneJob tone: create it, or take the adapter out"
+
+
+def test_a_build_begins_with_all_that_its_pod_needs() -> None:
+    planned = look(bundle(**named("tone", "topic")), job("tone"), job("topic"), ca_certificate="CA")
+    status, built = status_of(planned), task(planned)
+    assert status.phase is BundlePhase.PENDING
+    assert status.build is not None
+    assert (status.build.job, status.build.sequence) == ("voices-012345-1", 1)
+    assert (built.model.uri, built.model.revision, built.model_digest) == ("hf://org/base", "c0ffee", BASE)
+    assert [(one.name, one.digest, one.credentials, one.endpoint) for one in built.adapters] == [
+        ("tone", "d-tone", 0, "http://store:9"),
+        ("topic", "d-topic", 1, "http://store:9"),
+    ]
+    spec = created(planned).job["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    assert container["args"] == ["bundle", "pod"]
+    sources = {one["prefix"]: one["secretRef"] for one in container["envFrom"]}
+    assert sources == {
+        "OLIVINE_STORAGE_": {"name": "s3"},
+        "OLIVINE_MODEL_": {"name": "hub"},
+        # Without it only its adapter is lost.
+        "OLIVINE_ADAPTER_0_": {"name": "keys-tone", "optional": True},
+        "OLIVINE_ADAPTER_1_": {"name": "keys-topic", "optional": True},
+    }
+    labels = created(planned).job["metadata"]["labels"]
+    assert (labels[names.LABEL_JOB], labels[names.LABEL_BUNDLE]) == ("bundle.voices", "voices")
+
+
+def test_a_finished_build_is_told_and_the_next_look_has_nothing_to_do() -> None:
+    status = served("tone", "topic", rejected={"topic": "it is truncated"})
+    assert status.phase is BundlePhase.READY
+    assert says(status, "Ready")[2].startswith("version 1 with 1 adapters, 1 rejected (91.2 MB) at s3://b/1")
+    assert says(status, "Verified")[0] == "True"
+    assert status.summary is not None
+    assert (status.summary.adapters, status.summary.size, status.summary.worst_parity) == ("1/2", "91.2 MB", 1e-4)
+    assert [(one.name, one.state, one.reason) for one in status.adapters] == [
+        ("tone", "Ready", None),
+        ("topic", "Rejected", "it is truncated"),
+    ]
+    again = look(
+        bundle(status, **named("tone", "topic")), job("tone"), job("topic"), children=(child("voices-012345-1", "Complete"),), at=60
+    )
+    assert again == BundlePlan()
+
+
+def test_a_further_job_makes_the_next_version_and_the_old_one_is_served_meanwhile() -> None:
+    spec = {"selector": {"matchLabels": {"team": "voices"}}}
+    labels = {"team": "voices"}
+    before = look(bundle(**spec), job("tone", labels=labels), job("other"))
+    begun = status_of(before)
+    assert [one.name for one in task(before).adapters] == ["tone"]
+    first = status_of(
+        look(
+            bundle(begun, **spec),
+            job("tone", labels=labels),
+            children=(child("voices-012345-1", "Complete"),),
+            report=report(1, result("tone")),
+        )
+    )
+    jobs = (job("tone", labels=labels), job("topic", labels=labels))
+    planned = look(bundle(first, **spec), *jobs, children=(child("voices-012345-1", "Complete"),), report=report(1, result("tone")))
+    status = status_of(planned)
+    assert [one.name for one in planned.actions if isinstance(one, DeleteChild)] == ["voices-012345-1"]
+    assert (task(planned).sequence, says(status, "Ready")[0], says(status, "Reconciling")[0]) == (2, "True", "True")
+    assert [(one.name, one.state) for one in status.adapters] == [("tone", "Ready"), ("topic", "Waiting")]
+    running = look(
+        bundle(status, **spec), *jobs, children=(child("voices-012345-2"),), pods=(pod(phase="Running"),), report=report(2, None)
+    )
+    assert status_of(running).phase is BundlePhase.VERIFYING
+
+
+def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> None:
+    spec = {"selector": {"matchLabels": {"team": "voices"}}}
+    status = status_of(look(bundle(**spec), job("tone", Phase.RUNNING, labels={"team": "voices"})))
+    assert (status.phase, says(status, "Built")[1]) == (BundlePhase.WAITING, "NoAdapters")
+
+
+def test_adapters_of_another_base_or_a_failed_job_are_rejected_and_the_others_are_built() -> None:
+    jobs = (job("tone"), job("other", base="c" * 64), job("failed", Phase.FAILED), job("whole", kind="Model"))
+    planned = look(bundle(**named("tone", "other", "failed", "whole")), *jobs)
+    assert [one.name for one in task(planned).adapters] == ["tone"]
+    reasons = {one.name: (one.state, one.reason) for one in status_of(planned).adapters}
+    assert reasons["other"][0] == "Rejected"
+    assert "it was trained on the base cccccccccccc, and the bundle's is bbbbbbbbbbbb (of tone)" in str(reasons["other"][1])
+    assert reasons["failed"] == ("Rejected", "the FineTuneJob failed failed: GateUnmet, accuracy 0.2 < 0.9")
+    assert "published no adapter" in str(reasons["whole"][1])
+
+
+def test_the_base_that_is_served_stays_the_base() -> None:
+    status = served("tone")
+    planned = look(
+        bundle(status, generation=2, **named("anew", "tone")), job("anew", base="c" * 64), job("tone"), children=(child(),)
+    )
+    assert not [one for one in planned.actions if isinstance(one, CreateChild)]
+    assert [(one.name, one.state) for one in status_of(planned).adapters] == [("anew", "Rejected"), ("tone", "Ready")]
+
+
+def test_the_adapter_of_a_job_that_is_gone_stays_and_is_not_built_again() -> None:
+    status = served("tone", "topic")
+    planned = look(bundle(status, **named("tone", "topic")), job("tone"), children=(child("voices-012345-1", "Complete"),))
+    orphaned = status_of(planned)
+    assert not planned.actions
+    assert [(one.name, one.state) for one in orphaned.adapters] == [("tone", "Ready"), ("topic", "Orphaned")]
+    assert orphaned.adapters[1].max_logit_difference == 1e-4
+    # It goes when it leaves the spec.
+    left = look(bundle(orphaned, generation=2, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),))
+    assert [one.name for one in task(left).adapters] == ["tone"]
+
+
+def test_a_job_that_is_trained_again_or_fails_costs_nothing_that_was_good() -> None:
+    status = served("tone", "topic")
+    for phase, state in ((Phase.RUNNING, "Waiting"), (Phase.FAILED, "Rejected")):
+        planned = look(
+            bundle(status, **named("tone", "topic")),
+            job("tone"),
+            job("topic", phase),
+            children=(child("voices-012345-1", "Complete"),),
+        )
+        (topic,) = [one for one in status_of(planned).adapters if one.name == "topic"]
+        assert not planned.actions
+        assert (topic.state, topic.digest) == (state, "d-topic")
+        assert "what version 1 has under this name stays" in str(topic.reason)
+    newer = look(
+        bundle(status, **named("tone", "topic")),
+        job("tone"),
+        job("topic", digest="newer"),
+        children=(child("voices-012345-1", "Complete"),),
+    )
+    assert [one.digest for one in task(newer).adapters] == ["d-tone", "newer"]
+
+
+def failing(code: int, reason: str = "AdaptersRejected", **build: Any) -> Any:
+    message = {"category": "User" if code < 20 else "Infrastructure", "reason": reason, "message": "why", **build}
+    return pod("voices-0", phase="Failed", termination=ended(code, message))
+
+
+def test_a_users_failure_ends_the_build_and_not_what_is_served() -> None:
+    first = served("tone")
+    jobs = (job("tone"), job("bad"))
+    begun = status_of(
+        look(bundle(first, generation=2, **named("tone", "bad")), *jobs, children=(child("voices-012345-1", "Complete"),))
+    )
+    snapshot = BuildSnapshot(
+        sequence=2, stage=BuildStage.VERIFYING, result=result("tone", rejected={"bad": "NaN"}).model_copy(update={"bundle": None})
+    )
+    pods = (failing(12, build=json.loads(snapshot.model_dump_json(by_alias=True))),)
+    seen = bundle(begun, generation=2, **named("tone", "bad"))
+    failed = status_of(look(seen, *jobs, children=(child("voices-012345-2"),), pods=pods))
+    assert (failed.phase, says(failed, "Ready")[0], says(failed, "Stalled")[:2]) == (
+        BundlePhase.FAILED,
+        "True",
+        ("True", "AdaptersRejected"),
+    )
+    assert failed.bundle == first.bundle
+    assert [(one.name, one.state, one.reason) for one in failed.adapters][1] == ("bad", "Rejected", "NaN")
+    # Not tried again by itself; asked to, it is.
+    still = look(
+        bundle(failed, generation=2, **named("tone", "bad")), *jobs, children=(child("voices-012345-2", "Failed"),), pods=pods
+    )
+    assert not still.actions
+    asked = look(
+        bundle(failed, generation=2, update="now", **named("tone", "bad")),
+        *jobs,
+        children=(child("voices-012345-2", "Failed"),),
+        pods=pods,
+    )
+    assert task(asked).sequence == 3
+
+
+def test_failures_of_the_platform_are_counted_and_end_the_build_on_overrun() -> None:
+    spec = named("tone") | {"retries": {"maxRestarts": 1}}
+    begun = status_of(look(bundle(**spec), job("tone")))
+    one = replace(failing(30, "StorageUnavailable"), uid="1")
+    status = status_of(look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(one,), at=2))
+    assert (status.restarts, says(status, "Built")[1], status.next_retry_time) == (1, "Restarting", after(10))
+    two = replace(failing(30, "StorageUnavailable"), name="voices-1", uid="2", termination=ended(30, "", at=after(20)))
+    planned = look(bundle(status, **spec), job("tone"), children=(child(),), pods=(one, two), at=21)
+    assert (status_of(planned).phase, says(status_of(planned), "Stalled")[1]) == (BundlePhase.FAILED, "TooManyRestarts")
+    assert planned.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
+
+
+def test_a_result_that_was_lost_is_fetched_by_another_build() -> None:
+    begun = status_of(look(bundle(**named("tone")), job("tone")))
+    early = look(bundle(begun, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),), at=3)
+    assert (early.actions, early.requeue_after) == ((), 1)
+    planned = look(bundle(begun, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),), at=30)
+    assert task(planned).sequence == 2
+    # The termination message alone is enough.
+    message = {
+        "reason": "Published",
+        "message": "",
+        "build": json.loads(report(1, result("tone")).snapshot.model_dump_json(by_alias=True)),
+    }
+    done = pod("voices-0", phase="Succeeded", termination=ended(0, message, reason="Completed"))
+    told = look(bundle(begun, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),), pods=(done,), at=3)
+    assert status_of(told).phase is BundlePhase.READY
+
+
+def test_suspended_nothing_is_built_and_what_was_under_way_is_made_again() -> None:
+    begun = status_of(look(bundle(**named("tone")), job("tone")))
+    planned = look(bundle(begun, generation=2, suspend=True, **named("tone")), job("tone"), children=(child(),))
+    assert planned.actions == (DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),)
+    suspended = status_of(planned)
+    assert says(suspended, "Built")[1] == "SuspendedByUser"
+    assert says(suspended, "Reconciling")[0] == "False"
+    resumed = look(bundle(suspended, generation=3, **named("tone")), job("tone"))
+    assert created(resumed).job["metadata"]["name"] == "voices-012345-1"
+
+
+def test_manual_updates_wait_for_the_spec_or_the_annotation() -> None:
+    spec = {"selector": {"matchLabels": {"team": "voices"}}, "updatePolicy": "Manual"}
+    labels = {"team": "voices"}
+    begun = status_of(look(bundle(**spec), job("tone", labels=labels)))
+    jobs, children = (job("tone", labels=labels), job("topic", labels=labels)), (child("voices-012345-1", "Complete"),)
+    first = status_of(look(bundle(begun, **spec), jobs[0], children=children, report=report(1, result("tone"))))
+    held = look(bundle(first, **spec), *jobs, children=children)
+    assert not held.actions
+    assert says(status_of(held), "Reconciling")[1] == "UpdatePending"
+    assert "kubectl annotate ab voices olivine.dev/update=" in says(status_of(held), "Reconciling")[2]
+    assert task(look(bundle(status_of(held), update="1", **spec), *jobs, children=children)).sequence == 2
+    assert task(look(bundle(status_of(held), generation=2, **spec), *jobs, children=children)).sequence == 2
+
+
+def test_what_is_in_the_way_is_told() -> None:
+    begun = status_of(look(bundle(**named("tone")), job("tone")))
+    quota = look(bundle(begun, **named("tone")), job("tone"), obstacle=Obstacle(reason="QuotaExceeded", message="no room"))
+    assert says(status_of(quota), "Built")[1:] == ("QuotaExceeded", "no room")
+    image = pod("voices-0", waiting_reason="ImagePullBackOff", waiting_message="no such image")
+    waiting = status_of(look(bundle(begun, **named("tone")), job("tone"), children=(child(),), pods=(image,)))
+    assert says(waiting, "Built")[1] == "ImagePullBackOff"
+
+
+def test_a_build_that_takes_too_long_is_ended() -> None:
+    spec = named("tone") | {"activeDeadlineSeconds": 60}
+    begun = status_of(look(bundle(**spec), job("tone")))
+    slow = pod("voices-0", phase="Running", started_at=T0)
+    assert look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(slow,), at=20).requeue_after == 40
+    planned = look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(slow,), at=61)
+    assert says(status_of(planned), "Stalled")[1] == "DeadlineExceeded"
+    assert planned.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
+
+
+def test_a_finished_builds_job_is_deleted_after_its_time() -> None:
+    spec = named("tone") | {"ttlSecondsAfterFinished": 30}
+    status = served("tone", spec=spec)
+    children = (child("voices-012345-1", "Complete"),)
+    assert look(bundle(status, **spec), job("tone"), children=children, at=10).requeue_after == 20
+    assert look(bundle(status, **spec), job("tone"), children=children, at=30).actions == (
+        DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),
+    )
+    assert look(bundle(status, **spec), job("tone"), at=40) == BundlePlan()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"storage": {"uri": "s3://elsewhere/x"}}, "spec.storage.uri: s3://elsewhere/x is not allowed in this namespace"),
+        ({"publish": {"uri": "hf://org/name"}}, "spec.publish.uri: hf://org/name is not allowed"),
+        ({"model": {"uri": "file:///models/x"}}, "spec.model.uri: file:///models/x is not allowed"),
+        ({"pods": {"count": 2}}, "a bundle is built by one pod with one process"),
+    ],
+)
+def test_what_is_not_allowed_is_told_and_can_be_corrected_in_place(changes: dict[str, Any], sentence: str) -> None:
+    settings = SETTINGS.model_copy(update={"policy": Policy(storage_prefixes=["s3://olivine"])})
+    refused = status_of(look(bundle(**named("tone"), **changes), job("tone"), settings=settings))
+    assert refused.phase is BundlePhase.FAILED
+    assert sentence in says(refused, "Stalled")[2]
+    corrected = look(bundle(refused, generation=2, **named("tone")), job("tone"), settings=settings)
+    assert created(corrected)
+    assert says(status_of(corrected), "Stalled")[0] == "False"
+
+
+def test_many_adapters_with_much_to_say_stay_within_an_objects_bounds() -> None:
+    jobs = [f"adapter-{number:02d}" for number in range(64)]
+    rejected = dict.fromkeys(jobs[32:], "x" * 1024)
+    status = served(*jobs, rejected=rejected)
+    assert len(status.adapters) == 64
+    assert len(json.dumps(status.to_json_dict())) < 56 * 1024

@@ -1,0 +1,160 @@
+"""The verb `bundle pod`, from top to bottom: what is there, what is new, build and prove it, publish it, move the pointer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from olivine_api.adapterbundle import BaseStatus
+from olivine_api.bundle_build import BuildResult, BuildStage, BundleBuild
+from olivine_api.reasons import Reason
+from olivine_api.status import JobIdentity
+from olivine_trainer.bundle.adapter_source import AdapterFetcher
+from olivine_trainer.bundle.assembly import Assembly
+from olivine_trainer.bundle.bases import KeptBases, base_name
+from olivine_trainer.bundle.build import report_of
+from olivine_trainer.bundle.gathering import Gathering
+from olivine_trainer.bundle.latest import Latest
+from olivine_trainer.bundle.layout import BUNDLE, base_folder, bundle_folder
+from olivine_trainer.bundle.materials import Materials
+from olivine_trainer.bundle.pointer import Content, Pointer
+from olivine_trainer.bundle.proofs import StoredBook
+from olivine_trainer.bundle.versions import Running, announce, prune, upload_version
+from olivine_trainer.errors import ModelError, TrainerError
+from olivine_trainer.reporting.logs import log, warn
+from olivine_trainer.storage.cache import FileCache
+from olivine_trainer.storage.credentials import access_to
+from olivine_trainer.storage.fetch import FetchedModel, fetch_model, model_state
+from olivine_trainer.storage.source import Source, open_source
+from olivine_trainer.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who listens to a build."""
+
+    stage: Callable[[BuildStage], None] = lambda stage: None
+    proven: Callable[[int, int], None] = lambda done, total: None
+    """How many adapters, of how many."""
+
+
+def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str, str], scratch: Path, told: Told) -> BuildResult:
+    """Make a version of what `build` names, and point to it.
+
+    Raises AdaptersRejectedError where no adapter is left, SupersededError where a newer build was faster: both leave everything as
+    it is. What an earlier pod of the build has uploaded, or measured, is taken over.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    bundle = open_bundle(build, identity, environ)
+    pointer = Pointer(bundle, build, identity)
+    if (known := pointer.known()) is not None:
+        log(f"this build is finished: the result of version {known.version} is repeated")
+        return known.result
+    told.stage(BuildStage.FETCHING)
+    cache = FileCache(scratch / "sources")
+    model = _Model(build, environ, cache, scratch)
+    model_digest = model.digest(pointer.seen)
+    name = base_name(model_digest, build.onnx)
+    announce(bundle, Running(sequence=build.sequence, base=name))
+    fetcher = AdapterFetcher(build.storage, environ, cache, scratch)
+    gathering = Gathering(build, bundle, pointer.seen, base=name, model_digest=model_digest, scratch=scratch)
+    wanted = gathering.gather(fetcher)
+    told.stage(BuildStage.BUILDING)
+    materials = Materials(
+        name=name,
+        onnx=build.onnx,
+        model_uri=build.model.uri,
+        load_model=model.folder,
+        scratch=scratch,
+        bases=KeptBases(bundle),
+    )
+
+    def proven(done: int, total: int) -> None:
+        told.stage(BuildStage.VERIFYING)
+        told.proven(done, total)
+
+    made = Assembly(wanted, materials, StoredBook(bundle), told=proven).assemble()
+    told.stage(BuildStage.PUBLISHING)
+    announce(bundle, Running(sequence=build.sequence, base=name, digest=made.manifest.digest))
+    pointer.require_turn()
+    kept = materials.kept
+    assert kept is not None
+    upload_version(bundle, made, report_of(made), base=(name, kept), previous=gathering.previous)
+    moved = pointer.move(
+        Content(
+            made=made,
+            base=_base_status(bundle, build, name, model_digest, sum(kept.sizes.values())),
+            base_reused=materials.reused,
+            model_state=model.state,
+            states=gathering.states,
+        )
+    )
+    log(f"version {moved.version} is published", digest=moved.digest)
+    try:
+        prune(bundle, moved, build.retention.versions)
+    except TrainerError as error:
+        warn(f"older versions are left behind: {error.message}")
+    return moved.result
+
+
+def _base_status(bundle: Store, build: BundleBuild, name: str, model_digest: str, size: int) -> BaseStatus:
+    return BaseStatus(
+        digest=name,
+        bytes=size,
+        precision=build.onnx.precision,
+        model_digest=model_digest,
+        model_uri=build.model.uri,
+        model_revision=build.model.revision,
+        uri=f"{bundle.uri}/{base_folder(name)}",
+    )
+
+
+def open_bundle(build: BundleBuild, identity: JobIdentity, environ: Mapping[str, str]) -> Store:
+    """The bundle's folder. Raises the user's error where the store cannot be used, or lacks conditional writes."""
+    bundle = Store(access_to(build.storage, build.storage, "storage", environ)).sub(
+        bundle_folder(identity.namespace, identity.name)
+    )
+    body = b'{"kind": "AdapterBundle"}'
+    if bundle.put_if_absent(BUNDLE, body):
+        bundle.require_conditional_writes(BUNDLE, body)
+    bundle.grant()
+    return bundle
+
+
+class _Model:
+    """The base model, fetched when somebody needs its files."""
+
+    def __init__(self, build: BundleBuild, environ: Mapping[str, str], cache: FileCache, scratch: Path) -> None:
+        self._build = build
+        self._cache = cache
+        access = access_to(build.model, build.storage, "model", environ)
+        self._source: Source = open_source(access, cache, scratch, environ, revision=build.model.revision)
+        self._fetched: FetchedModel | None = None
+        self.state: str | None = None
+
+    def digest(self, latest: Latest | None) -> str:
+        """As the operator knows it, as the newest version was built from the same files, else of the files themselves."""
+        self.state = model_state(self._source)
+        known = latest.result.base.model_digest if latest is not None and latest.result.base is not None else None
+        if latest is not None and self.state is not None and latest.model_state == self.state and known is not None:
+            self._check(known)
+            return known
+        return self._build.model_digest or self._fetch().digest
+
+    def folder(self) -> Path:
+        """The Hugging Face folder. Raises ModelError where it is not the model that the jobs trained on."""
+        return self._fetch().folder
+
+    def _fetch(self) -> FetchedModel:
+        if self._fetched is None:
+            self._fetched = fetch_model(self._source, self._cache)
+            self._check(self._fetched.digest)
+        return self._fetched
+
+    def _check(self, digest: str) -> None:
+        wanted = self._build.model_digest
+        if wanted is not None and digest != wanted:
+            raise ModelError(
+                Reason.SOURCE_CHANGED,
+                f"model.uri {self._build.model.uri} has the digest {digest}, but the adapters' jobs trained on {wanted}:"
+                " put that model back, name it in model.uri, or train the adapters on the new one",
+            )
