@@ -99,7 +99,7 @@ def test_without_padding_a_switch_leaves_traces_and_the_check_sees_it(bundle: Pa
     assert worst > 0.01
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 def test_other_precisions_and_all_linear_slots(precision: str, model: Path, good: dict[str, Path], tmp_path: Path) -> None:
     report = build_bundle(_spec(model, {"attention": good["attention"]}, precision=precision, slots="AllLinear"), tmp_path / "out")
     assert [one.state for one in report.adapters] == ["Ready"]

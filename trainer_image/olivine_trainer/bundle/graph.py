@@ -13,7 +13,6 @@ from olivine_trainer.bundle.slots import Slot
 from olivine_trainer.errors import ModelError
 
 _MATMULS = ("MatMul", "MatMulNBits")
-_CONTRIB = "com.microsoft"
 
 
 def projections_of(folder: Path) -> set[str]:
@@ -29,7 +28,6 @@ def add_slots(folder: Path, slots: Sequence[Slot]) -> None:
     in an fp16 graph too: what comes in and goes out is cast, so that an adapter's file is the same at every precision.
     """
     model = ir.load(folder / MODEL)
-    model.graph.opset_imports.setdefault(_CONTRIB, 1)
     found = _projections(model.graph)
     for slot in sorted(slots, key=lambda one: (one.kind != "lora", one.name)):
         if slot.projection not in found:
@@ -74,7 +72,8 @@ class _Surgeon:
             )
         lora = self._slot.kind == "lora"
         users = list(before.uses())
-        inner = self._down(self._cast(source, ir.DataType.FLOAT, "in"), self._input(self._slot.down))
+        source = self._cast(source, ir.DataType.FLOAT, "in")
+        inner = self._node("MatMul", [source, self._input(self._slot.down)], "down")
         if not lora:
             inner = self._activate(self._node("Add", [inner, self._input(self._slot.down_bias)], "down_bias"))
         outer = self._node("MatMul", [inner, self._input(self._slot.up)], "up")
@@ -105,18 +104,13 @@ class _Surgeon:
         self._graph.register_initializer(value)
         return value
 
-    def _down(self, source: ir.Value, weights: ir.Value) -> ir.Value:
-        return self._node("FusedMatMul", [source, weights], "down", {"transB": 1}, domain=_CONTRIB)
-
     def _cast(self, value: ir.Value, to: ir.DataType | None, part: str) -> ir.Value:
         own = value.dtype or ir.DataType.FLOAT
         return value if to in (own, None) else self._node("Cast", [value], f"cast_{part}", {"to": to.value})
 
-    def _node(
-        self, op: str, inputs: list[ir.Value], part: str, attributes: dict[str, Any] | None = None, *, domain: str = ""
-    ) -> ir.Value:
+    def _node(self, op: str, inputs: list[ir.Value], part: str, attributes: dict[str, Any] | None = None) -> ir.Value:
         name = f"{self._path}/{self._slot.kind}/{part}"
-        node = ir.node(op, inputs, attributes or {}, domain=domain, name=name)
+        node = ir.node(op, inputs, attributes or {}, name=name)
         node.outputs[0].name = f"{name}/output_0"
         self._graph.append(node)
         return node.outputs[0]

@@ -40,7 +40,7 @@ class Slot(ApiModel):
 
     @property
     def down(self) -> str:
-        """The graph input [rank, inputs], as PyTorch lays it out: onnxruntime multiplies one row by it fastest (decision 0099)."""
+        """The graph input [inputs, rank]: read in one go, row by row (decision 0099)."""
         return f"{self.name}.{'A' if self.kind == 'lora' else 'down'}.weight"
 
     @property
@@ -67,7 +67,7 @@ class Slot(ApiModel):
 
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The graph's inputs with their sizes; None for what differs between adapters."""
-        shapes: dict[str, tuple[int | None, ...]] = {self.down: (None, self.inputs), self.up: (None, self.outputs)}
+        shapes: dict[str, tuple[int | None, ...]] = {self.down: (self.inputs, None), self.up: (None, self.outputs)}
         if self.kind != "lora":
             shapes |= {self.down_bias: (None,), self.up_bias: (None,)}
         return shapes
