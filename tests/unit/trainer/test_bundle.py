@@ -105,7 +105,9 @@ def test_other_precisions_and_all_linear_slots(precision: str, model: Path, good
     assert [one.state for one in report.adapters] == ["Ready"]
     manifest = check_bundle(tmp_path / "out")
     assert len(manifest.slots) == 2 * len(_ALL)  # 2 layers
-    assert (report.base.mean_kl < 1e-8) == (precision == "fp32")
+    # What is lost is what the precision loses: nothing, the last bits of a half, the levels of four bits.
+    least, most = {"fp32": (0, 1e-9), "fp16": (1e-10, 1e-6), "int4": (1e-6, 1)}[precision]
+    assert least <= report.base.mean_kl < most
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma"])

@@ -49,6 +49,21 @@ def build_base(model: Path, folder: Path, precision: Precision, target: Target =
                 f"onnxruntime-genai's model builder cannot make an {precision} graph of this model for {target}"
                 f" ({type(error).__name__}: {' '.join(str(error).split())[:300]}): take a model of a family that it knows, e.g. Llama",
             ) from error
+    _forget_wrong_shapes(folder)
+
+
+def _forget_wrong_shapes(folder: Path) -> None:
+    """Without GroupQueryAttention (fp16 on the CPU) the builder says of repeated keys and values that they are as long as the tokens that
+    are new; they are as long as all. onnxruntime believes it, and fails at the second token."""
+    import onnx_ir as ir  # noqa: PLC0415
+
+    model = ir.load(folder / MODEL)
+    repeated = [node for node in model.graph if "/repeat_kv/" in (node.name or "")]
+    for node in repeated:
+        for value in node.outputs:
+            value.shape = None
+    if repeated:
+        ir.save(model, folder / MODEL)
 
 
 @contextlib.contextmanager
