@@ -47,7 +47,7 @@ def read_bottleneck(folder: Path, linears: Mapping[str, Linear]) -> SlotAdapter:
             check_shape(f"{module}.{part}", found[f"{module}.{part}"], shape, module)
         slots.append(slot)
         tensors |= {
-            slot.down: np.ascontiguousarray(found[f"{module}.down.weight"].T),
+            slot.down: found[f"{module}.down.weight"],
             slot.down_bias: found[f"{module}.down.bias"],
             slot.up: np.ascontiguousarray(found[f"{module}.up.weight"].T),
             slot.up_bias: found[f"{module}.up.bias"],

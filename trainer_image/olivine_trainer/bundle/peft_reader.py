@@ -62,7 +62,7 @@ def read_peft(folder: Path, linears: Mapping[str, Linear]) -> SlotAdapter:
         scale = _scale(config, module, rank)
         slots.append(slot)
         scaling[slot.name] = scale
-        tensors[slot.down] = np.ascontiguousarray(down.T)
+        tensors[slot.down] = down
         tensors[slot.up] = np.ascontiguousarray(up.T * np.float32(scale))
     return SlotAdapter(
         rank=max(len(down) for down, _ in pairs.values()),

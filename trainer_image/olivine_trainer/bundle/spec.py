@@ -10,6 +10,7 @@ from olivine_api import names
 from olivine_api.adapterbundle import ADAPTER_LIMIT, Adapter, BundleModel, Onnx, Verify
 from olivine_api.base import ApiModel, Rule
 from olivine_api.reasons import Reason
+from olivine_trainer.bundle.base import can_be_built
 from olivine_trainer.errors import ConfigurationError
 
 
@@ -24,8 +25,8 @@ class BuildSpec(ApiModel):
             message="two entries of adapters have the same name: give each its own",
         ),
         Rule(
-            holds=lambda s: s.onnx.target == "cpu" and s.onnx.precision != "fp16",
-            message="onnx.target must be cpu, and onnx.precision fp32, int8 or int4: nothing else can be verified by this release",
+            holds=lambda s: can_be_built(s.onnx.precision, s.onnx.target),
+            message="onnx.precision is fp32 and onnx.target cuda or directml, for which there is no such graph: write fp16",
         ),
     )
 
