@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 Json = dict[str, Any]
 
 FTJ = "/apis/olivine.dev/v1alpha1/namespaces/{ns}/finetunejobs"
+BUNDLES = "/apis/olivine.dev/v1alpha1/namespaces/{ns}/adapterbundles"
 JOBS = "/apis/batch/v1/namespaces/{ns}/jobs"
 PODS = "/api/v1/namespaces/{ns}/pods"
 CONFIG_MAPS = "/api/v1/namespaces/{ns}/configmaps"
@@ -64,9 +65,17 @@ class Kube:
     def request(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Answer:
         return self.send(method, path, json.dumps(body).encode() if body is not None else None, content_type)
 
-    def send(self, method: str, path: str, data: bytes | None, content_type: str) -> Answer:
+    def table(self, path: str) -> Json:
+        """An object as `kubectl get` shows it: values by column."""
+        answer = self.send("GET", path, None, "application/json", accept="application/json;as=Table;g=meta.k8s.io;v=v1")
+        assert answer.ok, answer.message
+        columns = [column["name"] for column in answer.body["columnDefinitions"]]
+        return dict(zip(columns, answer.body["rows"][0]["cells"], strict=True))
+
+    def send(self, method: str, path: str, data: bytes | None, content_type: str, accept: str = "application/json") -> Answer:
         """A request with a body of any kind."""
-        request = urllib.request.Request(self.server + path, data=data, method=method, headers={"Content-Type": content_type})
+        headers = {"Content-Type": content_type, "Accept": accept}
+        request = urllib.request.Request(self.server + path, data=data, method=method, headers=headers)
         try:
             with self._opener.open(request, timeout=30) as response:
                 return Answer(response.status, json.loads(response.read()))

@@ -169,7 +169,15 @@ class OperatorProcess:
         return counts
 
     def post(
-        self, namespace: str, name: str, body: Any, *, token: str | None, ca: str, headers: dict[str, str] | None = None
+        self,
+        namespace: str,
+        name: str,
+        body: Any,
+        *,
+        token: str | None,
+        ca: str,
+        headers: dict[str, str] | None = None,
+        path: str = names.STATUS_PATH,
     ) -> tuple[int, str]:
         """Reports as a trainer does: by the endpoint's name, trusting the job's CA only."""
         context = ssl.create_default_context(cadata=ca)
@@ -181,7 +189,7 @@ class OperatorProcess:
         # An iterator goes out in chunks, without a length.
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         try:
-            connection.request("POST", names.STATUS_PATH.format(namespace=namespace, name=name), data, own | (headers or {}))
+            connection.request("POST", path.format(namespace=namespace, name=name), data, own | (headers or {}))
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:

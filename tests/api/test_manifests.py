@@ -12,12 +12,11 @@ from olivine_api import names
 from olivine_api.adapterbundle import parse_bundle
 from olivine_api.finetunejob import parse_spec
 from tests.api.jobs import SPEC, Namespace, manifest
-from tests.api.kube import FTJ, Json, Kube
+from tests.api.kube import BUNDLES, FTJ, Json, Kube
 
 pytestmark = pytest.mark.usefixtures("operator")
 
 MERGE = "application/merge-patch+json"
-BUNDLES = "/apis/olivine.dev/v1alpha1/namespaces/{ns}/adapterbundles"
 STORED = Path(__file__).parent.parent / "fixtures" / "stored"
 
 # What is changed in a right spec (None takes a member out), and what the refusal says.
@@ -179,6 +178,10 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"method.lora.modulesToSave": ["lm_head"], "outputs": {"onnx": {}}},
         "outputs.onnx has no place for modules that are trained whole",
     ),
+    "a folder of a repository": (
+        {"outputs": {"publish": {"uri": "hf://org/name/folder"}}},
+        "publish.uri on the hub must be hf://org/name, without a path",
+    ),
     "search beyond its trials": (
         {"search": {"trials": 2, "parallelism": 3, "space": {"training.seed": {"type": "choice", "values": [1]}}}},
         "search.parallelism must not exceed",
@@ -299,7 +302,13 @@ RIGHT: dict[str, Json] = {
         "training.loss": {"name": "own", "configMap": "losses", "key": "losses.py", "class": "Own", "parameters": {"margin": 1}},
     },
     "scheduler parameters": {"training.schedulerParameters": {"num_cycles": 2}, "training.scheduler": "cosine_with_restarts"},
-    "all outputs": {"outputs": {"merged": True, "onnx": {"precision": "int4", "target": "cpu"}}},
+    "all outputs": {
+        "outputs": {
+            "merged": True,
+            "onnx": {"precision": "int4", "target": "cpu"},
+            "publish": {"uri": "hf://org/name", "secretRef": {"name": "hub"}, "endpoint": "https://mirror.example"},
+        }
+    },
     "a whole model as a graph alone": {"method": {"type": "Full"}, "outputs": {"adapter": False, "onnx": {}}},
     "a merged classifier": {
         "classification": {"head": "Sequence"},
@@ -379,7 +388,15 @@ WRONG_BUNDLES: dict[str, tuple[Json, str]] = {
     ),
     "named base": ({"adapters": [{"name": "base", "jobRef": {"name": "j"}}]}, "cannot be named base"),
     "uri without a base": ({"adapters": [{"name": "a", "uri": "s3://x/y"}]}, "model is needed"),
-    "right, but not served": ({"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "onnx": {"precision": "int4"}},),
+    "two pods": ({"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "pods": {"count": 2}}, "one pod with one process"),
+    "a selector of nodes": (
+        {"selector": {"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}},
+        "In, NotIn, Exists and DoesNotExist",
+    ),
+    "published into a folder of a hub": (
+        {"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "publish": {"uri": "hf://org/name/folder"}},
+        "hf://org/name, without a path",
+    ),
 }
 
 

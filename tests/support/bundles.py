@@ -9,7 +9,7 @@ from typing import Any
 
 import obstore
 
-from olivine_api.bundle_build import BuildResult, BuildStage, BundleBuild
+from olivine_api.bundle_build import BuildResult, BundleBuild
 from olivine_api.status import JobIdentity
 from olivine_trainer.bundle.latest import Latest
 from olivine_trainer.bundle.pod import Told, build_in_pod
@@ -87,6 +87,3 @@ class Shop:
             meta = obstore.head(store._store, store._path(item.key))
             found[item.key] = (item.tag, meta["last_modified"])
         return found
-
-
-STAGES = list(BuildStage)

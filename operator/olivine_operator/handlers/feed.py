@@ -90,7 +90,7 @@ class Feed:
         if news:
             self._ask(view.key)
             if watched.kind is FINETUNEJOBS and _concerns_bundles(before, view):
-                self._tell_bundles(view)
+                self.tell_bundles(view)
         return news
 
     def gone(self, watched: Watched, uid: str, version: str | None = None) -> None:
@@ -101,11 +101,11 @@ class Feed:
         if watched.kind is FINETUNEJOBS:
             self._memory.forget(uid)
             if known is not None:
-                self._tell_bundles(known)
+                self.tell_bundles(known)
         elif watched.kind is ADAPTERBUNDLES:
             self._builds.forget(uid)
 
-    def _tell_bundles(self, job: JobView) -> None:
+    def tell_bundles(self, job: JobView) -> None:
         """Asks for a look at the bundles of its namespace that may take its adapter."""
         for bundle in self._cache.bundles:
             if bundle.namespace == job.namespace and is_interested(bundle.spec, job):

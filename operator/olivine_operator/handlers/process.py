@@ -81,6 +81,7 @@ class Operator:
             metrics=metrics,
             ca_certificate=self._tls.ca_certificate,
             clock=_now,
+            tell_bundles=feed.tell_bundles,
         )
         self._bundles = BundleReconciler(
             api=api,

@@ -35,6 +35,7 @@ class Reconciler:
         metrics: Metrics,
         ca_certificate: Callable[[], str],
         clock: Callable[[], datetime],
+        tell_bundles: Callable[[JobView], None],
     ) -> None:
         self._api = api
         self._cache = cache
@@ -43,6 +44,7 @@ class Reconciler:
         self._metrics = metrics
         self._ca_certificate = ca_certificate
         self._clock = clock
+        self._tell_bundles = tell_bundles
         self._children = Children(api, cache)
 
     async def look(self, key: Key) -> float | None:
@@ -99,6 +101,8 @@ class Reconciler:
         if job.status.get("phase") == status.phase:
             return
         about(_log, job).info("%s", status.phase.value if status.phase else "")
+        # What we wrote ourselves is no news when the watch tells of it.
+        self._tell_bundles(job)
         if is_terminal(status.conditions):
             self._metrics.finished.labels("succeeded" if status.phase is Phase.SUCCEEDED else "failed").inc()
             self._memory.forget(job.uid)

@@ -208,7 +208,7 @@ def test_a_finished_build_is_told_and_the_next_look_has_nothing_to_do() -> None:
 
 
 def test_a_further_job_makes_the_next_version_and_the_old_one_is_served_meanwhile() -> None:
-    spec = {"selector": {"matchLabels": {"team": "voices"}}}
+    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
     labels = {"team": "voices"}
     before = look(bundle(**spec), job("tone", labels=labels), job("other"))
     begun = status_of(before)
@@ -234,7 +234,7 @@ def test_a_further_job_makes_the_next_version_and_the_old_one_is_served_meanwhil
 
 
 def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> None:
-    spec = {"selector": {"matchLabels": {"team": "voices"}}}
+    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
     status = status_of(look(bundle(**spec), job("tone", Phase.RUNNING, labels={"team": "voices"})))
     assert (status.phase, says(status, "Built")[1]) == (BundlePhase.WAITING, "NoAdapters")
 
@@ -332,7 +332,7 @@ def test_a_users_failure_ends_the_build_and_not_what_is_served() -> None:
 
 
 def test_failures_of_the_platform_are_counted_and_end_the_build_on_overrun() -> None:
-    spec = named("tone") | {"retries": {"maxRestarts": 1}}
+    spec: dict[str, Any] = named("tone") | {"retries": {"maxRestarts": 1}}
     begun = status_of(look(bundle(**spec), job("tone")))
     one = replace(failing(30, "StorageUnavailable"), uid="1")
     status = status_of(look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(one,), at=2))
@@ -372,7 +372,7 @@ def test_suspended_nothing_is_built_and_what_was_under_way_is_made_again() -> No
 
 
 def test_manual_updates_wait_for_the_spec_or_the_annotation() -> None:
-    spec = {"selector": {"matchLabels": {"team": "voices"}}, "updatePolicy": "Manual"}
+    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}, "updatePolicy": "Manual"}
     labels = {"team": "voices"}
     begun = status_of(look(bundle(**spec), job("tone", labels=labels)))
     jobs, children = (job("tone", labels=labels), job("topic", labels=labels)), (child("voices-012345-1", "Complete"),)
@@ -395,7 +395,7 @@ def test_what_is_in_the_way_is_told() -> None:
 
 
 def test_a_build_that_takes_too_long_is_ended() -> None:
-    spec = named("tone") | {"activeDeadlineSeconds": 60}
+    spec: dict[str, Any] = named("tone") | {"activeDeadlineSeconds": 60}
     begun = status_of(look(bundle(**spec), job("tone")))
     slow = pod("voices-0", phase="Running", started_at=T0)
     assert look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(slow,), at=20).requeue_after == 40
@@ -405,7 +405,7 @@ def test_a_build_that_takes_too_long_is_ended() -> None:
 
 
 def test_a_finished_builds_job_is_deleted_after_its_time() -> None:
-    spec = named("tone") | {"ttlSecondsAfterFinished": 30}
+    spec: dict[str, Any] = named("tone") | {"ttlSecondsAfterFinished": 30}
     status = served("tone", spec=spec)
     children = (child("voices-012345-1", "Complete"),)
     assert look(bundle(status, **spec), job("tone"), children=children, at=10).requeue_after == 20

@@ -292,6 +292,15 @@ def test_claims_are_mounted_where_the_trainer_looks_and_are_writable_only_for_st
     assert "readOnly" not in mounts[names.MODEL_CACHE_DIR]
 
 
+def test_a_second_place_brings_its_secret_or_a_claim_that_is_written_to() -> None:
+    hub = {"publish": {"uri": "hf://org/name", "secretRef": {"name": "hub"}}}
+    container = pod_of(build(outputs=hub))["containers"][0]
+    assert {"prefix": "OLIVINE_PUBLISH_", "secretRef": {"name": "hub"}} in container["envFrom"]
+    container = pod_of(build(model={"uri": "pvc://out/m"}, outputs={"publish": {"uri": "pvc://out/tuned"}}))["containers"][0]
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == f"{names.CLAIMS_DIR}/out"]
+    assert "readOnly" not in mount
+
+
 def test_kueues_annotations_go_with_the_child_and_its_pods_where_it_looks_for_topology() -> None:
     view = replace(job(), annotations={"kueue.x-k8s.io/job-min-parallelism": "1"})
     made = build_child(view, parse_spec(SPEC), "CA", SETTINGS)

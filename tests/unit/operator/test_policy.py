@@ -28,6 +28,10 @@ def volumes(**source: Any) -> dict[str, Any]:
 
 
 SECRETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "second place": (
+        "spec.outputs.publish.secretRef.name",
+        {"outputs": {"publish": {"uri": "hf://o/m", "secretRef": {"name": "other"}}}},
+    ),
     "storage": ("spec.storage.secretRef.name", {"storage": {"uri": "s3://b/p", "secretRef": {"name": "other"}}}),
     "model": ("spec.model.secretRef.name", {"model": {"uri": "hf://o/m", "secretRef": {"name": "other"}}}),
     "training rows": (
@@ -93,6 +97,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "spec.storage.uri: s3://olivine/runs is not allowed in this namespace: begin with s3://models/team-a",
     ),
+    "a second place elsewhere": (
+        {"storage_prefixes": ["s3://olivine"]},
+        {"outputs": {"publish": {"uri": "hf://other/name"}}},
+        "spec.outputs.publish.uri: hf://other/name is not allowed in this namespace: begin with s3://olivine",
+    ),
     "a bucket whose name only begins alike": (
         {"storage_prefixes": ["s3://oliv"]},
         {},
@@ -121,6 +130,10 @@ def test_each_rule_refuses_with_the_field_its_value_and_whom_to_ask(
 RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the prefix itself": ({"storage_prefixes": ["s3://olivine/runs/"]}, {}),
     "below the prefix": ({"storage_prefixes": ["s3://other", "s3://olivine/"]}, {}),
+    "a second place that may be": (
+        {"storage_prefixes": ["s3://olivine", "hf://team"]},
+        {"outputs": {"publish": {"uri": "hf://team/name"}}},
+    ),
     "an image of the registry": ({"images": ["registry.example/*"]}, pods(image="registry.example/a/b:1")),
     "no image": ({"images": []}, {}),
     "the default account": ({"service_account_names": ["default"]}, {}),

@@ -15,6 +15,7 @@ from olivine_trainer.errors import ModelError, TrainerError
 from olivine_trainer.loop.claim import open_run
 from olivine_trainer.loop.stop import StopFlag
 from tests.support.models import WIDE, make_tiny
+from tests.unit.trainer.ranks import Ranks
 from tests.unit.trainer.support import KilledError, make_job, merged, run_job, tone_rows, write_rows
 
 LORA: dict[str, Any] = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8}}
@@ -243,3 +244,19 @@ def test_what_cannot_be_a_graph_is_told_before_training(tiny_model: Path, rows: 
     with pytest.raises(TrainerError, match=told):
         run_job(job, tmp_path / "scratch")
     assert not list(tmp_path.glob("runs/team/tone/u1/checkpoints/*"))
+
+
+@pytest.mark.full
+def test_a_model_that_two_processes_trained_in_parts_becomes_a_graph(wide_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Rank 0 gathers the weights and lets go of them before the export; rank 1 waits for its word."""
+    ranks = Ranks(tmp_path / "ranks", {})
+    try:
+        outputs = {"adapter": False, "onnx": {"precision": "fp32"}}
+        job = job_of(wide_model, rows, tmp_path / "runs", method={"type": "Full"}, training__learningRate=1e-3, outputs=outputs)
+        zero, one = ranks.run(job)
+    finally:
+        ranks.close()
+    snapshots = [rank.end().snapshot for rank in (zero, one)]
+    assert snapshots[0] is not None
+    assert [one.kind for one in snapshots[0].artifacts] == ["Onnx"]
+    check_bundle(Path(snapshots[0].artifacts[0].uri.removeprefix("file://")))

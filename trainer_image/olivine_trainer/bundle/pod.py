@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from olivine_api import names
 from olivine_api.adapterbundle import BaseStatus
 from olivine_api.bundle_build import BuildResult, BuildStage, BundleBuild
 from olivine_api.reasons import Reason
@@ -15,15 +16,17 @@ from olivine_trainer.bundle.build import report_of
 from olivine_trainer.bundle.gathering import Gathering
 from olivine_trainer.bundle.latest import Latest
 from olivine_trainer.bundle.layout import BUNDLE, base_folder, bundle_folder
+from olivine_trainer.bundle.manifest import Manifest
 from olivine_trainer.bundle.materials import Materials
 from olivine_trainer.bundle.pointer import Content, Pointer
 from olivine_trainer.bundle.proofs import StoredBook
-from olivine_trainer.bundle.versions import Running, announce, prune, upload_version
+from olivine_trainer.bundle.versions import Running, announce, complete_version, prune, upload_version
 from olivine_trainer.errors import ModelError, TrainerError
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.cache import FileCache
-from olivine_trainer.storage.credentials import access_to
+from olivine_trainer.storage.credentials import Access, access_to
 from olivine_trainer.storage.fetch import FetchedModel, fetch_model, model_state
+from olivine_trainer.storage.publishing import publish_folder, require_writable
 from olivine_trainer.storage.source import Source, open_source
 from olivine_trainer.storage.store import Store
 
@@ -50,6 +53,7 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
         log(f"this build is finished: the result of version {known.version} is repeated")
         return known.result
     told.stage(BuildStage.FETCHING)
+    second = _second_place(build, identity, environ)
     cache = FileCache(scratch / "sources")
     model = _Model(build, environ, cache, scratch)
     model_digest = model.digest(pointer.seen)
@@ -79,10 +83,16 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
     kept = materials.kept
     assert kept is not None
     upload_version(bundle, made, report_of(made), base=(name, kept), previous=gathering.previous)
+    if second is not None:
+        complete_version(bundle, made)
+        prefix = f"{bundle_folder(identity.namespace, identity.name)}/{made.manifest.digest}"
+        title = f"{identity.namespace}/{identity.name}: {made.manifest.digest[:12]}"
+        placed = publish_folder(second, made.folder, prefix, {}, title=title, may_write=pointer.require_turn)
+        log("the version is in its second place, too", uri=placed.uri)
     moved = pointer.move(
         Content(
             made=made,
-            base=_base_status(bundle, build, name, model_digest, sum(kept.sizes.values())),
+            base=_base_status(bundle, build, made.manifest, size=sum(kept.sizes.values()), revision=model.revision),
             base_reused=materials.reused,
             model_state=model.state,
             states=gathering.states,
@@ -96,15 +106,15 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
     return moved.result
 
 
-def _base_status(bundle: Store, build: BundleBuild, name: str, model_digest: str, size: int) -> BaseStatus:
+def _base_status(bundle: Store, build: BundleBuild, manifest: Manifest, *, size: int, revision: str | None) -> BaseStatus:
     return BaseStatus(
-        digest=name,
+        digest=manifest.base_name,
         bytes=size,
         precision=build.onnx.precision,
-        model_digest=model_digest,
+        model_digest=manifest.model_digest,
         model_uri=build.model.uri,
-        model_revision=build.model.revision,
-        uri=f"{bundle.uri}/{base_folder(name)}",
+        model_revision=revision,
+        uri=f"{bundle.uri}/{base_folder(manifest.base_name)}",
     )
 
 
@@ -120,6 +130,16 @@ def open_bundle(build: BundleBuild, identity: JobIdentity, environ: Mapping[str,
     return bundle
 
 
+def _second_place(build: BundleBuild, identity: JobIdentity, environ: Mapping[str, str]) -> Access | None:
+    """Of spec.publish. Raises the user's error where nothing can be written there: before the work, not after it."""
+    if build.publish is None:
+        return None
+    access = access_to(build.publish, build.storage, "bundle-publish", environ)
+    offline = environ.get(names.ENV_HUB_OFFLINE, "").strip().lower() in ("1", "on", "yes", "true")
+    require_writable(access, bundle_folder(identity.namespace, identity.name), hub_offline=offline)
+    return access
+
+
 class _Model:
     """The base model, fetched when somebody needs its files."""
 
@@ -130,6 +150,7 @@ class _Model:
         self._source: Source = open_source(access, cache, scratch, environ, revision=build.model.revision)
         self._fetched: FetchedModel | None = None
         self.state: str | None = None
+        self.revision = self._source.revision or build.model.revision
 
     def digest(self, latest: Latest | None) -> str:
         """As the operator knows it, as the newest version was built from the same files, else of the files themselves."""

@@ -8,6 +8,7 @@ from olivine_trainer.bundle.latest import Latest
 from olivine_trainer.bundle.layout import BASES, BUILDS, PROOFS, RUNNING, base_folder, build_key, running_key
 from olivine_trainer.bundle.manifest import MANIFEST, REPORT, Manifest
 from olivine_trainer.bundle.report import BundleReport
+from olivine_trainer.errors import StorageUnavailableError
 from olivine_trainer.reporting.logs import log, warn
 from olivine_trainer.storage.manifest import Manifest as KeptFiles
 from olivine_trainer.storage.store import Store
@@ -62,6 +63,15 @@ def upload_version(
     bundle.put(f"{manifest.digest}/{REPORT}", (report.model_dump_json(by_alias=True, indent=1) + "\n").encode())
     bundle.put_if_absent(f"{manifest.digest}/{MANIFEST}", manifest.render())
     log("the version is uploaded", digest=manifest.digest, uploadedBytes=uploaded)
+
+
+def complete_version(bundle: Store, made: Assembled) -> None:
+    """Bring here what only the store has of a version, its report and its manifest too."""
+    digest = made.manifest.digest
+    paths = [*(file.path for file in made.manifest.files), REPORT, MANIFEST]
+    for path in paths:
+        if not (made.folder / path).exists() and not bundle.get_to_file(f"{digest}/{path}", made.folder / path):
+            raise StorageUnavailableError(f"{bundle.uri}/{digest}/{path} was removed while it was published")
 
 
 def prune(bundle: Store, latest: Latest, keep: int) -> None:

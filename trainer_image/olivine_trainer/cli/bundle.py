@@ -1,13 +1,18 @@
 """`olivine bundle run|verify`, and `olivine-train bundle build` beside them."""
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from olivine_api.exit_codes import ExitCode
 from olivine_trainer.early_signals import EARLY
 from olivine_trainer.errors import TrainerError
+
+_WHERE = "a folder, or s3://, gs://, az://, hf://… with credentials from the environment; a bundle's root is its newest version"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +36,12 @@ def add_bundle(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", *, 
         worker = bundle.add_parser("worker", help="the process that builds; started by pod")
         worker.add_argument("folder", help="where the build stands and the snapshot goes")
     verify = bundle.add_parser("verify", help="check a bundle's files, digests and slots")
-    verify.add_argument("folder", metavar="DIR")
+    verify.add_argument("where", metavar="DIR|URI", help=_WHERE)
     verify.add_argument(
         "--base", metavar="DIGEST", help="the digest of the base, or of the model it was built from, that is wanted"
     )
     run = bundle.add_parser("run", help="let one adapter answer a prompt")
-    run.add_argument("folder", metavar="DIR")
+    run.add_argument("where", metavar="DIR|URI", help=_WHERE)
     run.add_argument("--adapter", required=True, metavar="NAME", help="base is the model without any")
     run.add_argument("--prompt", required=True, metavar="TEXT")
     run.add_argument("--max-tokens", type=_positive, default=128, metavar="N")
@@ -92,7 +97,8 @@ def _build(parsed: argparse.Namespace) -> None:
 def _verify(parsed: argparse.Namespace) -> None:
     from olivine_trainer.bundle.check import check_bundle  # noqa: PLC0415
 
-    manifest = check_bundle(Path(parsed.folder), base=parsed.base)
+    with _found(parsed.where) as folder:
+        manifest = check_bundle(folder, base=parsed.base)
     names = ", ".join(adapter.name for adapter in manifest.adapters)
     sys.stdout.write(f"{manifest.digest}: {len(manifest.files)} files are sound; base {manifest.base_digest}; adapters: {names}\n")
 
@@ -100,10 +106,20 @@ def _verify(parsed: argparse.Namespace) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     from olivine_trainer.bundle.use import answer_prompt  # noqa: PLC0415
 
-    for piece in answer_prompt(Path(parsed.folder), parsed.adapter, parsed.prompt, parsed.max_tokens):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    with _found(parsed.where) as folder:
+        for piece in answer_prompt(folder, parsed.adapter, parsed.prompt, parsed.max_tokens):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@contextlib.contextmanager
+def _found(where: str) -> Generator[Path]:
+    """The bundle's folder, for as long as it is used."""
+    from olivine_trainer.bundle.remote import find_bundle  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="olivine-") as scratch:
+        yield find_bundle(where, os.environ, Path(scratch))
 
 
 def _positive(text: str) -> int:

@@ -35,6 +35,7 @@ _QUIET = frozenset(
         Reason.WAITING_FOR_POD,
         Reason.WAITING_FOR_CHILD,
         Reason.WAITING_FOR_JOBS,
+        Reason.NO_ADAPTERS,
         Reason.BUILDING,
         Reason.VERIFYING,
         Reason.SUSPENDED_BY_USER,
