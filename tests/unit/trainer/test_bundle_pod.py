@@ -211,6 +211,7 @@ def test_an_earlier_adapter_stays_where_its_newer_source_is_rejected(shop: Shop,
     assert shop.bundle.get("latest.json") is None
 
     good = shop.run(shop.build(_at(shop, "one", "two")))
+    result = good
     for _ in range(2):  # the second build, too, which finds the same source, says so
         result = shop.run(shop.build({"one": f"{shop.store.uri}/damaged", "two": f"{shop.store.uri}/two"}))
         (one, two) = result.adapters
