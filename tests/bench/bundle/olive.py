@@ -70,7 +70,7 @@ def _try(command: list[str | Path], out: Path) -> Attempt:
     except subprocess.TimeoutExpired:
         code, said = None, f"not done after {time.monotonic() - began:.0f} s"
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    left = [path for path in out.glob(f"{Path(str(command[-1])).name}*")]
+    left = list(out.glob(f"{Path(str(command[-1])).name}*"))
     size = sum(file.stat().st_size for path in left for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Attempt(_shown(command, out), code, spent, size, _error(said))

@@ -1,6 +1,7 @@
 """The steps that are measured, each in a process of its own: `python -m tests.bench.bundle.steps STEP WORKLOAD [ARGUMENT…]` prints one JSON object."""
 
 import contextlib
+import importlib
 import json
 import resource
 import shutil
@@ -23,6 +24,12 @@ def _clock(result: Result, name: str) -> Generator[None]:
     result[f"{name}_wall"] = time.perf_counter() - wall
 
 
+def _import_all() -> None:
+    """What everybody needs for seconds before the first line of work."""
+    for name in ("torch", "peft", "onnx_ir", "onnxruntime_genai.models.builder", "transformers.models.auto.modeling_auto"):
+        importlib.import_module(name)
+
+
 def adapters(load: Workload) -> Result:
     """What everybody starts from."""
     make_adapters(load)
@@ -35,6 +42,7 @@ def bundle(load: Workload, precision: str, count: str) -> Result:
     from olivine_trainer.bundle.build import build_bundle
     from olivine_trainer.bundle.spec import parse_build
 
+    _import_all()
     names = [WIDE] if count == WIDE else load.names(int(count))
     raw = {
         "model": {"uri": Path(load.model).absolute().as_uri()},
@@ -70,6 +78,7 @@ def graph_only(load: Workload, precision: str) -> Result:
     from olivine_trainer.bundle.reference import Reference
     from olivine_trainer.bundle.slots import choose_slots, linears_of
 
+    _import_all()
     result: Result = {}
     folder = load.folder / f"unproven-{precision}"
     with _clock(result, "cpu"):
@@ -89,27 +98,31 @@ def plain(load: Workload, precision: str) -> Result:
     """The same base without slots."""
     from olivine_trainer.bundle.base import build_base
 
+    _import_all()
     result: Result = {}
+    target = load.folder / f"plain-{precision}"
     with _clock(result, "cpu"):
-        build_base(Path(load.model), load.folder / f"plain-{precision}", precision)  # pyright: ignore[reportArgumentType]
-    return result
+        build_base(Path(load.model), target, precision)  # pyright: ignore[reportArgumentType]
+    return result | {"bytes": _bytes(target)}
 
 
 def merged(load: Workload, precision: str, name: str) -> Result:
     """What people do without slots: peft's merge_and_unload, then onnxruntime-genai's builder with its own defaults."""
     import tempfile
 
-    from onnxruntime_genai.models.builder import create_model
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _import_all()
     target, result = load.folder / f"merged-{precision}-{name}", {}
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr), _clock(result, "cpu"):
         base = AutoModelForCausalLM.from_pretrained(load.model)
         whole: Any = PeftModel.from_pretrained(base, str(load.adapter(name)))
         whole.merge_and_unload().save_pretrained(f"{scratch}/merged")
         AutoTokenizer.from_pretrained(load.model).save_pretrained(f"{scratch}/merged")
-        create_model("", f"{scratch}/merged", str(target), precision, "cpu", f"{scratch}/cache")
+        where = ("", f"{scratch}/merged", str(target), precision, "cpu", f"{scratch}/cache")
+        create_model(*where, **parse_extra_options(*where, []))
     return result | {"bytes": _bytes(target)}
 
 
@@ -146,12 +159,7 @@ def one_more(load: Workload, precision: str) -> Result:
     shutil.copytree(load.model, root / "model")
     shutil.copytree(load.folder / "adapters", root / "adapters")
     assert isinstance(shop.store, Store)
-    import onnx_ir  # noqa: F401
-    import onnxruntime_genai.models.builder  # noqa: F401
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-
+    _import_all()
     places = {name: f"{storage.uri}/adapters/{name}" for name in load.names(load.most + 1)}
     result: Result = {}
     with _clock(result, "first"):
@@ -187,8 +195,7 @@ def switch(load: Workload, folder: str) -> Result:
 
 def opened(load: Workload, folder: str) -> Result:
     """Loading a folder, and the memory that it takes."""
-    import onnxruntime_genai as genai
-
+    genai: Any = importlib.import_module("onnxruntime_genai")  # its classes have no types
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result: Result = {}
     with _clock(result, "cpu"):
