@@ -42,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes: dict[str, int] = steps.run("adapters")["bytes"]
         measured = [_measure(steps, load, precision) for precision in load.precisions]
         tried: list[olive.Attempt] = []
+        second = ""
         if not (asked.quick or asked.no_olive):
             olive.environment().build()
             print("Olive", flush=True)
             tried = olive.attempts(load)
+            second = olive.matching_names(load)
     versions = ("torch", "peft", "onnxruntime", "onnxruntime-genai", "onnx-ir")
     environment = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "took": f"{time.monotonic() - began:.0f} s",
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(render(measured, sizes, environment, tried))
+    asked.out.write_text(render(measured, sizes, environment, tried, second))
     print(asked.out.read_text())
     return 0
 

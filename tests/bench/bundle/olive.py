@@ -49,14 +49,29 @@ def attempts(load: Workload) -> list[Attempt]:
     out = load.folder / "olive"
     out.mkdir()
     base = ["--model_name_or_path", load.model]
+    builder = ["capture-onnx-graph", *base, "--adapter_path", first, "--use_model_builder", "--precision"]
     asked = [
-        ["capture-onnx-graph", *base, "--adapter_path", first, "--use_model_builder", "--precision", "fp32"],
         ["capture-onnx-graph", *base, "--adapter_path", first, "--conversion_device", "cpu"],
-        ["capture-onnx-graph", *base, "--adapter_path", first, "--conversion_device", "cpu", "--use_dynamo_exporter"],
-        ["generate-adapter", "--model_name_or_path", out / "2", "--adapter_format", "onnx_adapter"],
+        ["auto-opt", *base, "--adapter_path", first, "--device", "cpu", "--use_ort_genai", "--precision", "int4"],
+        [*builder, "int8"],
+        [*builder, "int4"],
+        ["generate-adapter", "--model_name_or_path", out / "3", "--adapter_format", "onnx_adapter"],
         ["convert-adapters", "--adapter_path", second, "--dtype", "float32"],
     ]
     return [_try([*command, "--output_path", out / str(at)], out) for at, command in enumerate(asked)]
+
+
+def matching_names(load: Workload) -> str:
+    """Whether the second adapter's file fits the graph that was made with the first."""
+    from olivine_trainer.bundle.files import read_adapter
+
+    out = load.folder / "olive"
+    made, second = out / "4" / "adapter_weights.onnx_adapter", out / "5.onnx_adapter"
+    if not (made.is_file() and second.is_file()):
+        return "one of the two adapter files is not there"
+    names = read_adapter(made).keys()
+    same = names & read_adapter(second).keys()
+    return f"{len(same)} of the {len(names)} names in the second adapter's file are inputs of the graph"
 
 
 def _try(command: list[str | Path], out: Path) -> Attempt:
@@ -92,3 +107,4 @@ def _error(said: str) -> str:
 if __name__ == "__main__":
     for one in attempts(Workload.load(Path(sys.argv[1]))):
         print(one)
+    print(matching_names(Workload.load(Path(sys.argv[1]))))

@@ -43,9 +43,13 @@ def kept(value: float, goal: float) -> str:
 
 
 def render(
-    measured: Sequence[Measured], adapters: Mapping[str, int], environment: Mapping[str, str], olive: Sequence[Attempt]
+    measured: Sequence[Measured],
+    adapters: Mapping[str, int],
+    environment: Mapping[str, str],
+    olive: Sequence[Attempt] = (),
+    second: str = "",
 ) -> str:
-    """The whole page, markdown; `adapters`: bytes of the peft directories."""
+    """The whole page, markdown; `adapters`: bytes of the peft directories; `second`: what became of Olive's second adapter."""
     lines = [
         "# Bundles against merged models and Olive",
         "Written by `make bench-bundle`, in one run, on the same base and adapters; each measurement in a process of its own. Times are CPU time.",
@@ -55,7 +59,7 @@ def render(
     ]
     for one in measured:
         lines += ["", f"## {one.precision}", *_builds(one, adapters), *_goals(one, adapters), *_decode(one)]
-    return "\n".join([*lines, *_olive(olive)]) + "\n"
+    return "\n".join([*lines, *_olive(olive, second)]) + "\n"
 
 
 def _builds(one: Measured, adapters: Mapping[str, int]) -> list[str]:
@@ -133,7 +137,7 @@ def _decode(one: Measured) -> list[str]:
     return lines
 
 
-def _olive(attempts: Sequence[Attempt]) -> list[str]:
+def _olive(attempts: Sequence[Attempt], second: str) -> list[str]:
     if not attempts:
         return []
     lines = ["", "## Olive", "Its commands on the first two adapters, each with what it left and what it said.", ""]
@@ -142,7 +146,7 @@ def _olive(attempts: Sequence[Attempt]) -> list[str]:
         code = "none" if one.code is None else str(one.code)
         said = one.said.replace("|", "\\|") or "-"
         lines.append(f"| `{one.command}` | {code} | {one.cpu_seconds:.0f} | {one.bytes / 1e6:.1f} | {said} |")
-    return lines
+    return [*lines, "", f"- {second}"]
 
 
 def _spread(values: Sequence[float]) -> str:
