@@ -81,7 +81,9 @@ def test_adapters_of_mixed_kinds_equal_pytorch_and_one_another_after_switching(b
         assert one.max_logit_difference is not None
         assert one.max_logit_difference < 1e-4
         assert (one.top1_agreement, one.greedy_agreement) == (1.0, 1.0)
+    assert report.base.mean_kl is not None
     assert report.base.mean_kl > 0  # int8 is not fp32: it was the shipped build that was measured
+    assert report.switching_difference is not None
     assert report.switching_difference < 1e-5
 
 
@@ -107,6 +109,7 @@ def test_other_precisions_and_all_linear_slots(precision: str, model: Path, good
     assert len(manifest.slots) == 2 * len(_ALL)  # 2 layers
     # What is lost is what the precision loses: nothing, the last bits of a half, the levels of four bits.
     least, most = {"fp32": (0, 1e-9), "fp16": (1e-10, 1e-6), "int4": (1e-6, 1)}[precision]
+    assert report.base.mean_kl is not None
     assert least <= report.base.mean_kl < most
 
 
