@@ -293,6 +293,19 @@ def test_a_job_that_is_trained_again_or_fails_costs_nothing_that_was_good() -> N
     assert [one.digest for one in task(newer).adapters] == ["d-tone", "newer"]
 
 
+def test_a_newer_source_that_was_rejected_is_told_under_the_one_that_stays() -> None:
+    first = served("tone")
+    newer, done = job("tone", digest="newer"), (child("voices-012345-1", "Complete"),)
+    begun = status_of(look(bundle(first, **named("tone")), newer, children=done))
+    assert begun.adapters[0].state == "Waiting"
+    kept = result("tone", version=1)
+    stays = kept.adapters[0].model_copy(update={"reason": "the newer one is rejected, version 1's stays", "source": "s3://earlier"})
+    told = report(2, kept.model_copy(update={"adapters": [stays]}))
+    after_it = status_of(look(bundle(begun, **named("tone")), newer, children=(child("voices-012345-2", "Complete"),), report=told))
+    for status in (after_it, status_of(look(bundle(after_it, generation=2, **named("tone")), newer))):
+        assert (status.adapters[0].state, status.adapters[0].reason) == ("Ready", "the newer one is rejected, version 1's stays")
+
+
 def failing(code: int, reason: str = "AdaptersRejected", **build: Any) -> Any:
     message = {"category": "User" if code < 20 else "Infrastructure", "reason": reason, "message": "why", **build}
     return pod("voices-0", phase="Failed", termination=ended(code, message))

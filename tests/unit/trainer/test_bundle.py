@@ -152,12 +152,21 @@ def test_what_an_empty_slot_of_a_bottleneck_costs_is_a_number(built: tuple[Path,
     assert {found[name].shape for name in found if name.endswith(".up.bias")} == {(1,)}
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma"])
+_FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "Qwen2": (WIDE, _ALL),
+    "Qwen3": (WIDE_HEADS, _ALL),
+    "Gemma": (WIDE_HEADS, _ALL),
+    "Gemma3": ({**WIDE_HEADS, "query_pre_attn_scalar": 16}, _ALL),
+    "Phi3": ({**WIDE, "original_max_position_embeddings": 256}, ["o_proj", "down_proj"]),  # the others are fused in PyTorch
+}
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
 def test_other_families(family: str, tmp_path: Path) -> None:
-    wide = WIDE_HEADS if family in ("Qwen3", "Gemma") else WIDE
-    model = make_tiny(family, tmp_path / "model", intermediate_size=96, **wide)
+    sizes, targets = _FAMILIES[family]
+    model = make_tiny(family, tmp_path / "model", intermediate_size=96, **sizes)
     adapters = {
-        "everything": make_peft(model, tmp_path / "everything", r=8, target_modules=_ALL),
+        "everything": make_peft(model, tmp_path / "everything", r=8, target_modules=targets),
         "houlsby": make_bottleneck(model, tmp_path / "houlsby", activation="silu"),
     }
     report = build_bundle(_spec(model, adapters, precision="int4"), tmp_path / "out")

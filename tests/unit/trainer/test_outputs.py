@@ -226,6 +226,12 @@ def test_a_graph_that_is_not_equal_ends_the_run_and_the_adapter_is_kept(wide_mod
 NO_GRAPH: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "unknown to the builder": ("GPT-2", {}, LORA, "model builder cannot make an fp32 graph of this model"),
     "heads of no width": ("Llama", {}, LORA, r"onnxruntime cannot run a graph of this architecture .*head_size"),
+    "no place for fused projections": (
+        "Phi3",
+        {**WIDE, "original_max_position_embeddings": 256},
+        LORA,
+        r"no place for an adapter of gate_up_proj, qkv_proj; this model's graph has places for down_proj, o_proj: write those",
+    ),
     "no place for the adapter": (
         "Llama",
         WIDE,

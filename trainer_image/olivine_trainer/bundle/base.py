@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from olivine_api.adapterbundle import Onnx
 from olivine_api.reasons import Reason
@@ -28,11 +28,6 @@ def builder_options(_onnx: Onnx) -> tuple[str, ...]:
     return _OPTIONS
 
 
-def can_be_built(precision: Precision, target: Target) -> bool:
-    """Not fp32 for CUDA and DirectML: the builder then packs q, k, v into an attention without outputs for the cache."""
-    return precision != "fp32" or target not in ("cuda", "directml")
-
-
 def build_base(model: Path, folder: Path, precision: Precision, target: Target = "cpu") -> None:
     """Write the graph of a Hugging Face folder into `folder`. Raises ModelError where the builder does not know the model."""
     # Imported late: seconds.
@@ -42,7 +37,9 @@ def build_base(model: Path, folder: Path, precision: Precision, target: Target =
     with tempfile.TemporaryDirectory() as cache, _quiet(said):
         where = ("", str(model), str(folder), precision, _PROVIDERS[target], cache)
         try:
-            create_model(*where, **parse_extra_options(*where, list(_OPTIONS)))
+            options = parse_extra_options(*where, list(_OPTIONS))
+            _flatten_rope(options["hf_details"]["hf_config"])
+            create_model(*where, **options)
         except (Exception, SystemExit) as error:
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
@@ -64,6 +61,18 @@ def _forget_wrong_shapes(folder: Path) -> None:
             value.shape = None
     if repeated:
         ir.save(model, folder / MODEL)
+
+
+def _flatten_rope(config: Any) -> None:
+    """Gemma 3 has a table of angles for each type of layer; transformers keeps both in one member, the builder looks for two."""
+    known = getattr(config, "rope_parameters", None)
+    if (
+        isinstance(known, dict)
+        and known.keys() == {"full_attention", "sliding_attention"}
+        and not hasattr(config, "rope_local_base_freq")
+    ):
+        config.rope_local_base_freq = known["sliding_attention"]["rope_theta"]
+        config.rope_parameters = known["full_attention"]
 
 
 @contextlib.contextmanager

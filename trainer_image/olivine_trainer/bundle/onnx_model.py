@@ -40,6 +40,12 @@ def context_length(folder: Path) -> int:
     return int(json.loads((folder / GENAI_CONFIG).read_text())["model"]["context_length"])
 
 
+def shortest_length(folder: Path) -> int:
+    """That a generator must be made for: attention over a window keeps the whole of it."""
+    decoder = json.loads((folder / GENAI_CONFIG).read_text())["model"]["decoder"]
+    return int((decoder.get("sliding_window") or {}).get("window_size") or 0)
+
+
 class OnnxModel:
     """One loaded folder; an adapter's file is read when it is first asked for."""
 
@@ -48,6 +54,7 @@ class OnnxModel:
         self._folder = folder
         self._model = genai.Model(str(folder))
         self._adapters = genai.Adapters(self._model)
+        self._shortest = shortest_length(folder)
         self.load_milliseconds: dict[str, float] = {}
 
     def tokenizer(self) -> Any:
@@ -63,7 +70,8 @@ class OnnxModel:
         self.load_milliseconds[name] = 1000 * (time.perf_counter() - start)
 
     def generator(self, longest: int) -> Any:
-        """Greedy, at most `longest` tokens, prompt included."""
+        """Greedy, for `longest` tokens, prompt included, or for more."""
+        longest = max(longest, self._shortest)
         parameters = genai.GeneratorParams(self._model)
         parameters.set_search_options(do_sample=False, max_length=longest, repetition_penalty=1.0, min_length=0)
         return genai.Generator(self._model, parameters)
@@ -94,6 +102,6 @@ class OnnxModel:
         if adapter is not None:
             self.activate(generator, adapter)
         generator.append_tokens(np.array([list(ids)], np.int32))
-        while not generator.is_done():
+        while not generator.is_done() and generator.token_count() < len(ids) + count:
             generator.generate_next_token()
         return [int(token) for token in generator.get_sequence(0)[len(ids) :]]

@@ -14,13 +14,13 @@ from olivine_api.reasons import Reason
 from olivine_trainer.bundle.base import build_base
 from olivine_trainer.bundle.graph import projections_of
 from olivine_trainer.bundle.onnx_model import OnnxModel
-from olivine_trainer.bundle.slots import Linear
+from olivine_trainer.bundle.slots import Linear, linears_of
 from olivine_trainer.errors import ConfigurationError, ModelError
 from olivine_trainer.faults import first_line
 from olivine_trainer.reporting.logs import warn
 
 _VOCABULARY = 1009  # no projection is as wide: the builder finds the head by its shape
-_LAYER = re.compile(r"^model\.layers\.\d+\.")
+_LAYER = re.compile(r"\.\d+\.")
 
 
 def require_graph(model: Path, modules: Iterable[str] = ()) -> None:
@@ -31,7 +31,8 @@ def require_graph(model: Path, modules: Iterable[str] = ()) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         small, built = Path(scratch) / "model", Path(scratch) / "built"
-        if not _shrink(model, small):
+        linears = _shrink(model, small)
+        if linears is None:
             return
         build_base(small, built, "fp32")
         try:
@@ -42,11 +43,12 @@ def require_graph(model: Path, modules: Iterable[str] = ()) -> None:
                 f"outputs.onnx: onnxruntime cannot run a graph of this architecture ({first_line(error)}): leave outputs.onnx out,"
                 " or take another model",
             ) from None
-        _require_places(modules, projections_of(built))
+        known = projections_of(built)
+        _require_places(modules, {name for name, one in linears.items() if one.projection in known})
 
 
-def _shrink(model: Path, target: Path) -> bool:
-    """The same architecture with one layer and few words; False where that cannot be: the whole model has to tell in the end."""
+def _shrink(model: Path, target: Path) -> dict[str, Linear] | None:
+    """Write the same architecture with one layer and few words, and return its linear modules; None where that cannot be: the whole model has to tell in the end."""
     try:
         config: Any = AutoConfig.from_pretrained(str(model), local_files_only=True)
         text = config.get_text_config()
@@ -60,18 +62,17 @@ def _shrink(model: Path, target: Path) -> bool:
             small.save_pretrained(target)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         warn(f"whether outputs.onnx can be made is not known before the end: {first_line(error)}")
-        return False
+        return None
     for path in model.iterdir():
         if path.is_file() and path.suffix not in (".safetensors", ".bin") and not (target / path.name).exists():
             shutil.copyfile(path, target / path.name)
-    return True
+    return linears_of(small)
 
 
 def _require_places(modules: Iterable[str], places: set[str]) -> None:
-    known = {_LAYER.sub("", place) for place in places}
-    odd = sorted(
-        {module.rpartition(".")[2] for module in modules if _LAYER.sub("", Linear(module, 0, 0).projection or "") not in known}
-    )
+    """Both by full names of modules, the places of the one layer that was tried."""
+    known = {_LAYER.sub(".", place) for place in places}
+    odd = sorted({module.rpartition(".")[2] for module in modules if _LAYER.sub(".", module) not in known})
     if odd:
         names = ", ".join(sorted({place.rpartition(".")[2] for place in known}))
         raise ConfigurationError(

@@ -10,7 +10,6 @@ from olivine_api import names
 from olivine_api.adapterbundle import ADAPTER_LIMIT, Adapter, BundleModel, Onnx, Verify
 from olivine_api.base import ApiModel, Rule
 from olivine_api.reasons import Reason
-from olivine_trainer.bundle.base import can_be_built
 from olivine_trainer.errors import ConfigurationError
 
 
@@ -23,10 +22,6 @@ class BuildSpec(ApiModel):
         Rule(
             holds=lambda s: len({adapter.name for adapter in s.adapters}) == len(s.adapters),
             message="two entries of adapters have the same name: give each its own",
-        ),
-        Rule(
-            holds=lambda s: can_be_built(s.onnx.precision, s.onnx.target),
-            message="onnx.precision is fp32 and onnx.target cuda or directml, for which there is no such graph: write fp16",
         ),
     )
 

@@ -39,6 +39,6 @@ def answer_prompt(folder: Path, adapter: str, prompt: str, count: int) -> Iterat
     model.activate(generator, adapter)
     generator.append_tokens(ids)
     stream = tokenizer.create_stream()
-    while not generator.is_done():
+    while not generator.is_done() and generator.token_count() < ids.size + count:
         generator.generate_next_token()
         yield str(stream.decode(int(generator.get_next_tokens()[0])))
