@@ -71,7 +71,7 @@ def decode(load: Workload, precision: str) -> dict[str, Any]:
     for name in order:
         folder = asked[name][0]
         if folder not in models:
-            models[folder] = genai.Model(str(_with_threads(load, folder)))
+            models[folder] = genai.Model(str(with_threads(load, folder)))
     running: dict[str, _Running] = {}
     for name in order:
         folder, adapter = asked[name]
@@ -85,7 +85,7 @@ def decode(load: Workload, precision: str) -> dict[str, Any]:
     return {"seconds": {name: float(np.median(times)) for name, times in took.items()}}
 
 
-def _with_threads(load: Workload, folder: str) -> Path:
+def with_threads(load: Workload, folder: str) -> Path:
     """The same files, with a fixed number of threads, which do not spin: idle ones would burn what is measured."""
     here, there = load.folder / folder, load.folder / f"{folder}-threads-{os.getpid()}"
     there.mkdir()
@@ -98,4 +98,6 @@ def _with_threads(load: Workload, folder: str) -> Path:
         "session.intra_op.allow_spinning": "0",
     }
     (there / "genai_config.json").write_text(json.dumps(config))
+    if (here / "adapters").is_dir():
+        (there / "adapters").symlink_to(here / "adapters")
     return there

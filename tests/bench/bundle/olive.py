@@ -100,7 +100,11 @@ def _shown(command: list[str | Path], out: Path) -> str:
 
 
 def _error(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if re.match(r"\s*[\w.]*(Error|Exception)\b|No output model|not done", line)]
+    lines = [
+        line.strip()
+        for line in said.splitlines()
+        if re.match(r"\s*[\w.]*(Error|Exception)\b|No output model|not done|.*\berror: ", line)
+    ]
     return "; ".join(dict.fromkeys(line[:200] for line in lines[-2:]))
 
 

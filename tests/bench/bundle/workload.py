@@ -28,7 +28,7 @@ class Workload:
     """In each of them."""
     tokens: int = 4
     """In each turn, after one that is not counted."""
-    switches: int = 60
+    switches: int = 150
     threads: int = 1
 
     @classmethod
