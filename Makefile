@@ -8,7 +8,7 @@ export PYTHONUTF8 := 1
 export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY),localhost,127.0.0.1),10.88.0.0/14
 export no_proxy := $(NO_PROXY)
 
-.PHONY: help env lock generate fmt verify test test-full bench-trainer bench-results demo cluster put cluster-down clean
+.PHONY: help env lock generate fmt verify test test-full bench-trainer bench-results bench-bundle demo cluster put cluster-down clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-trainer: env ## Compare the trainer with transformers' Trainer and TRL's S
 
 bench-results: env ## Fine-tune on Banking77 and NLU++ slots from DATA=FOLDER, against baselines; writes docs/benchmarks/results.md
 	$(PY) -m tests.bench.results --data $(if $(DATA),$(DATA),$(error write make bench-results DATA=FOLDER, which holds banking77 and nlupp-banking)) $(BENCH)
+
+bench-bundle: env ## Compare bundles with merged models and Olive; writes docs/benchmarks/bundle.md
+	$(PY) -m tests.bench.bundle $(BENCH)
 
 demo: cluster ## Fine-tune a small model on the embedded cluster and show base and tuned side by side
 	$(PY) tools/demo.py

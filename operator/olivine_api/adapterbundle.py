@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 
 from olivine_api.base import ApiModel, Rule, StatusModel
 from olivine_api.finetunejob import Retries
+from olivine_api.outputs import OnnxOutput
 from olivine_api.pods import LabelSelector, Pods
 from olivine_api.publish import Publish
 from olivine_api.sources import LocalObjectReference, ModelSource, Source, Storage, Uri
@@ -49,11 +50,9 @@ class Adapter(ApiModel):
     endpoint: Uri | None = None
 
 
-class Onnx(ApiModel):
+class Onnx(OnnxOutput):
     """What the bundle is made for."""
 
-    precision: Literal["fp32", "fp16", "int8", "int4"] = "int8"
-    target: Literal["cpu", "cuda", "directml", "webgpu"] = "cpu"
     slots: Literal["Union", "AllLinear"] = "Union"
     """Which modules can take an adapter: those that some adapter uses, or every linear one."""
 

@@ -10,6 +10,16 @@ from olivine_api.publish import Publish
 class OnnxOutput(ApiModel):
     """The tuned model for onnxruntime-genai."""
 
+    rules = (
+        Rule(
+            # The API server asks it of an empty object, too: where defaults are nested, the outer one comes first.
+            cel="!has(self.precision) || !has(self.target) || self.precision != 'fp32' || !(self.target in ['cuda', 'directml'])",
+            holds=lambda onnx: onnx.precision != "fp32" or onnx.target not in ("cuda", "directml"),
+            message="onnx.precision is fp32 and onnx.target cuda or directml, for which onnxruntime-genai makes no graph: write fp16",
+            field_path=".precision",
+        ),
+    )
+
     precision: Literal["fp32", "fp16", "int8", "int4"] = "int8"
     target: Literal["cpu", "cuda", "directml", "webgpu"] = "cpu"
 

@@ -80,6 +80,7 @@ def test_a_pod_that_ran_out_of_memory_is_followed_by_one_with_half_the_micro_bat
     wait_for("the Job is suspended", lambda: ns.wait_job("heavy")["spec"]["suspend"], seconds=10)
 
 
+@pytest.mark.full
 def test_a_pod_that_a_quota_refuses_is_told_within_half_a_minute(ns: Namespace, operator: OperatorProcess) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     ns.kube.must("POST", f"/api/v1/namespaces/{ns.name}/resourcequotas", quota)
@@ -110,6 +111,7 @@ def test_a_claim_that_is_missing_or_not_bound_is_named(ns: Namespace, operator: 
     ns.kube.must("DELETE", f"/api/v1/nodes/{node}")
 
 
+@pytest.mark.full
 def test_a_volume_that_cannot_be_mounted_is_told_in_kubelets_words(ns: Namespace, operator: OperatorProcess) -> None:
     node = f"node-of-{ns.name}"
     ns.make_node(node)

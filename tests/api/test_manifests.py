@@ -388,6 +388,10 @@ WRONG_BUNDLES: dict[str, tuple[Json, str]] = {
     ),
     "named base": ({"adapters": [{"name": "base", "jobRef": {"name": "j"}}]}, "cannot be named base"),
     "uri without a base": ({"adapters": [{"name": "a", "uri": "s3://x/y"}]}, "model is needed"),
+    "a graph that nobody makes": (
+        {"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "onnx": {"precision": "fp32", "target": "cuda"}},
+        "makes no graph: write fp16",
+    ),
     "two pods": ({"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "pods": {"count": 2}}, "one pod with one process"),
     "a selector of nodes": (
         {"selector": {"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}},

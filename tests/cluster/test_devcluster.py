@@ -171,6 +171,7 @@ def devcluster(*words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_namespace_that_is_made_again_can_be_granted_again() -> None:
     """A volume stays bound to the claim of the namespace that is gone: the second grant waited for ever."""
     for _ in range(2):

@@ -24,6 +24,8 @@ NOT_RUN = {
     r"docker build ": "needs a Docker engine; the embedded cluster's images are made without one",
     r"helm uninstall ": "the session's operator would go; tests/api/test_upgrade.py uninstalls a release",
     r"kubectl wait ftj": "waits until the job has ended",
+    r"olivine(-train)? bundle ": "tests/unit/trainer/test_bundle.py and tests/cluster/test_bundles.py run them",
+    r"kubectl (get|describe) ab ": "tests/cluster/test_bundles.py runs them on a bundle that is there",
     r"kubectl create namespace ": "done by the fixture, with what the embedded cluster's pods need",
 }
 

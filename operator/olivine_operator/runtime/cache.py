@@ -163,7 +163,10 @@ class Cache:
 
     def builds_of(self, bundle: BundleView) -> tuple[ChildView, ...]:
         """The Jobs of a bundle's builds: others' are never taken for them."""
-        return tuple(child for child in self.children.of(bundle.key) if child.owner_uid == bundle.uid)
+        found = [child for child in self.children.of(bundle.key) if child.owner_uid == bundle.uid]
+        # As in `child`: what Kueue has suspended without a queue's label is not ours to resume.
+        held = {workload.owner_uid for workload in self.workloads} if any(child.suspended for child in found) else set[str | None]()
+        return tuple(replace(child, queued=True) if child.uid in held else child for child in found)
 
     def child(self, job: JobView) -> ChildView | None:
         """The job's own Job or JobSet: one with another owner is never taken for it."""

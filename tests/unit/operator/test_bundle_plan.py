@@ -233,6 +233,25 @@ def test_a_further_job_makes_the_next_version_and_the_old_one_is_served_meanwhil
     assert status_of(running).phase is BundlePhase.VERIFYING
 
 
+def test_a_build_that_runs_is_superseded_by_its_user_and_not_by_jobs_that_end() -> None:
+    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
+    labels = {"team": "voices"}
+    begun = status_of(look(bundle(**spec), job("tone", labels=labels)))
+    jobs, running = (job("tone", labels=labels), job("topic", labels=labels)), (pod(phase="Running"),)
+    held = look(bundle(begun, **spec), *jobs, children=(child(),), pods=running)
+    assert not held.actions
+    assert [(one.name, one.state) for one in status_of(held).adapters] == [("tone", "Waiting"), ("topic", "Waiting")]
+    # When it is done, the next one begins at once.
+    done = look(
+        bundle(status_of(held), **spec), *jobs, children=(child("voices-012345-1", "Complete"),), report=report(1, result("tone"))
+    )
+    assert done.requeue_after == 0
+    assert task(look(bundle(status_of(done), **spec), *jobs, children=(child("voices-012345-1", "Complete"),))).sequence == 2
+    edited = look(bundle(status_of(held), generation=2, **named("topic")), *jobs, children=(child(),), pods=running)
+    assert [one.name for one in task(edited).adapters] == ["topic"]
+    assert DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1") in edited.actions
+
+
 def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> None:
     spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
     status = status_of(look(bundle(**spec), job("tone", Phase.RUNNING, labels={"team": "voices"})))
@@ -291,6 +310,19 @@ def test_a_job_that_is_trained_again_or_fails_costs_nothing_that_was_good() -> N
         children=(child("voices-012345-1", "Complete"),),
     )
     assert [one.digest for one in task(newer).adapters] == ["d-tone", "newer"]
+
+
+def test_a_newer_source_that_was_rejected_is_told_under_the_one_that_stays() -> None:
+    first = served("tone")
+    newer, done = job("tone", digest="newer"), (child("voices-012345-1", "Complete"),)
+    begun = status_of(look(bundle(first, **named("tone")), newer, children=done))
+    assert begun.adapters[0].state == "Waiting"
+    kept = result("tone", version=1)
+    stays = kept.adapters[0].model_copy(update={"reason": "the newer one is rejected, version 1's stays", "source": "s3://earlier"})
+    told = report(2, kept.model_copy(update={"adapters": [stays]}))
+    after_it = status_of(look(bundle(begun, **named("tone")), newer, children=(child("voices-012345-2", "Complete"),), report=told))
+    for status in (after_it, status_of(look(bundle(after_it, generation=2, **named("tone")), newer))):
+        assert (status.adapters[0].state, status.adapters[0].reason) == ("Ready", "the newer one is rejected, version 1's stays")
 
 
 def failing(code: int, reason: str = "AdaptersRejected", **build: Any) -> Any:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from olivine_operator.plan.observed import BundleView, ChildView, WorkloadView
 from olivine_operator.runtime.cache import Cache, Shelf
 from olivine_operator.runtime.status_writer import merge_patch
 from tests.unit.operator.builders import KEY, child, job, pod
@@ -179,3 +180,25 @@ def test_a_merge_patch_says_what_differs_and_no_more() -> None:
     after = {"a": 1, "b": {"c": 1, "d": 3}, "e": [1, 2]}
     assert merge_patch(before, after) == {"b": {"d": 3}, "e": [1, 2], "gone": None}
     assert merge_patch(after, after) == {}
+
+
+def test_a_builds_job_that_kueue_holds_without_a_label_is_left_to_it() -> None:
+    cache = Cache()
+    bundle = BundleView.from_raw(
+        {"metadata": {"namespace": "a", "name": "voices", "uid": "u", "resourceVersion": "1", "generation": 1}, "spec": {}}
+    )
+    metadata = {
+        "namespace": "a",
+        "name": "voices-1",
+        "uid": "job",
+        "resourceVersion": "2",
+        "creationTimestamp": "2026-01-01T12:00:00Z",
+        "labels": {"olivine.dev/job": "bundle.voices"},
+        "ownerReferences": [{"uid": "u", "controller": True}],
+    }
+    cache.children.put(ChildView.from_raw({"metadata": metadata, "spec": {"suspend": True}}))
+    assert [child.queued for child in cache.builds_of(bundle)] == [False]
+    owner = [{"uid": "job", "name": "voices-1", "controller": True}]
+    workload = {"namespace": "a", "name": "w", "uid": "w", "resourceVersion": "3", "ownerReferences": owner}
+    cache.workloads.put(WorkloadView.from_raw({"metadata": workload, "spec": {}}))
+    assert [child.queued for child in cache.builds_of(bundle)] == [True]

@@ -81,7 +81,9 @@ def test_adapters_of_mixed_kinds_equal_pytorch_and_one_another_after_switching(b
         assert one.max_logit_difference is not None
         assert one.max_logit_difference < 1e-4
         assert (one.top1_agreement, one.greedy_agreement) == (1.0, 1.0)
+    assert report.base.mean_kl is not None
     assert report.base.mean_kl > 0  # int8 is not fp32: it was the shipped build that was measured
+    assert report.switching_difference is not None
     assert report.switching_difference < 1e-5
 
 
@@ -99,13 +101,55 @@ def test_without_padding_a_switch_leaves_traces_and_the_check_sees_it(bundle: Pa
     assert worst > 0.01
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 def test_other_precisions_and_all_linear_slots(precision: str, model: Path, good: dict[str, Path], tmp_path: Path) -> None:
     report = build_bundle(_spec(model, {"attention": good["attention"]}, precision=precision, slots="AllLinear"), tmp_path / "out")
     assert [one.state for one in report.adapters] == ["Ready"]
     manifest = check_bundle(tmp_path / "out")
     assert len(manifest.slots) == 2 * len(_ALL)  # 2 layers
-    assert (report.base.mean_kl < 1e-8) == (precision == "fp32")
+    # What is lost is what the precision loses: nothing, the last bits of a half, the levels of four bits.
+    least, most = {"fp32": (0, 1e-9), "fp16": (1e-10, 1e-6), "int4": (1e-6, 1)}[precision]
+    assert report.base.mean_kl is not None
+    assert least <= report.base.mean_kl < most
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [
+        ("directml", "int4"),
+        *(
+            pytest.param(target, precision, marks=pytest.mark.full)
+            for target, precision in (
+                ("directml", "fp16"), ("directml", "int8"), ("cuda", "fp16"), ("cuda", "int8"), ("cuda", "int4"),
+                ("webgpu", "fp32"), ("webgpu", "fp16"), ("webgpu", "int8"), ("webgpu", "int4"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_for_a_device_that_is_not_here_the_fp32_twin_alone_is_proven(
+    target: str, precision: str, model: Path, good: dict[str, Path], tmp_path: Path
+) -> None:
+    adapters = {name: good[name] for name in ("everything", "houlsby")}
+    report = build_bundle(_spec(model, adapters, precision=precision, target=target), tmp_path / "out")
+    assert report.base.not_verified is not None, f"this machine runs {target}: the test is of one that does not"
+    assert report.base.not_verified.startswith(f"this machine cannot run a graph for {target} (")
+    assert report.base.mean_kl is None
+    for one in report.adapters:
+        assert (one.state, one.mean_kl, one.greedy_agreement) == ("Ready", None, 1.0)
+        assert one.max_logit_difference is not None
+        assert one.max_logit_difference < 1e-4
+    manifest = check_bundle(tmp_path / "out")
+    assert (manifest.target, manifest.precision) == (target, precision)
+
+
+def test_a_target_without_such_a_graph_is_refused(model: Path, good: dict[str, Path]) -> None:
+    with pytest.raises(ConfigurationError, match=r"onnx.precision is fp32 and onnx.target cuda or directml.*write fp16"):
+        _spec(model, good, precision="fp32", target="cuda")
+
+
+def test_what_an_empty_slot_of_a_bottleneck_costs_is_a_number(built: tuple[Path, BundleReport]) -> None:
+    found = read_adapter(adapter_path(built[0], "attention"))
+    assert {found[name].shape for name in found if name.endswith(".up.bias")} == {(1,)}
 
 
 _FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {

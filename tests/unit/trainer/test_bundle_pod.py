@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from olivine_api.bundle_build import BuildResult, BuildStage
+from olivine_api.reasons import Reason
 from olivine_trainer.bundle.assembly import AdaptersRejectedError
 from olivine_trainer.bundle.check import check_bundle
 from olivine_trainer.bundle.pod import Told
 from olivine_trainer.bundle.remote import find_bundle
 from olivine_trainer.cli.bundle import main
-from olivine_trainer.errors import ModelError, StorageUnavailableError, SupersededError
+from olivine_trainer.errors import ModelError, StorageUnavailableError, SupersededError, TrainerError
 from olivine_trainer.storage.manifest import describe
 from tests.support.adapters import make_peft
 from tests.support.bundles import Shop
@@ -211,6 +212,7 @@ def test_an_earlier_adapter_stays_where_its_newer_source_is_rejected(shop: Shop,
     assert shop.bundle.get("latest.json") is None
 
     good = shop.run(shop.build(_at(shop, "one", "two")))
+    result = good
     for _ in range(2):  # the second build, too, which finds the same source, says so
         result = shop.run(shop.build({"one": f"{shop.store.uri}/damaged", "two": f"{shop.store.uri}/two"}))
         (one, two) = result.adapters
@@ -298,3 +300,11 @@ def test_the_commands_take_addresses_and_read_every_byte(
     assert "model.onnx.data is damaged" in capsys.readouterr().err
     assert main(["bundle", "verify", f"{root}/nowhere"]) == 12
     assert "nowhere has no manifest.json" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_not_there_is_told_and_not_made(shop: Shop) -> None:
+    nowhere = {"uri": "s3://no-such-bucket/x", "endpoint": shop.access.endpoint}
+    for _ in range(2):  # some stores make one with its first object
+        with pytest.raises(TrainerError, match="no-such-bucket") as caught:
+            shop.run(shop.build(_at(shop, "one"), storage=nowhere))
+        assert caught.value.reason is Reason.STORAGE_NOT_FOUND

@@ -149,7 +149,13 @@ class Assembly:
         shipped, exact = self._materials.shipped(whole=True), self._materials.exact()
         for graph in {graph.folder: graph for graph in (shipped, exact)}.values():
             self._write(graph, drawn)
-        return Verifier(self._materials.reference(), exact=exact.folder, shipped=shipped.folder, asked=self._wanted.verify)
+        return Verifier(
+            self._materials.reference(),
+            exact=exact.folder,
+            shipped=shipped.folder,
+            asked=self._wanted.verify,
+            target=self._wanted.onnx.target,
+        )
 
     def _write(self, graph: Graph, drawn: _Drawn) -> None:
         graph.reset()

@@ -13,11 +13,14 @@ from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+Target = Literal["cpu", "cuda", "directml", "webgpu"]
 
 MODEL = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
 # One MatMul for each projection: fused ones would have no place for an adapter of one of them.
 _OPTIONS = ("fuse_qkv=false", "fuse_mlp_gate_up=false")
+# What the model builder calls the devices. It needs none of them to build.
+_PROVIDERS: dict[Target, str] = {"cpu": "cpu", "cuda": "cuda", "directml": "dml", "webgpu": "webgpu"}
 
 
 def builder_options(_onnx: Onnx) -> tuple[str, ...]:
@@ -25,14 +28,14 @@ def builder_options(_onnx: Onnx) -> tuple[str, ...]:
     return _OPTIONS
 
 
-def build_base(model: Path, target: Path, precision: Precision) -> None:
-    """Write the graph of a Hugging Face folder into `target`. Raises ModelError where the builder does not know the model."""
+def build_base(model: Path, folder: Path, precision: Precision, target: Target = "cpu") -> None:
+    """Write the graph of a Hugging Face folder into `folder`. Raises ModelError where the builder does not know the model."""
     # Imported late: seconds.
     from onnxruntime_genai.models.builder import create_model, parse_extra_options  # noqa: PLC0415
 
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as cache, _quiet(said):
-        where = ("", str(model), str(target), precision, "cpu", cache)
+        where = ("", str(model), str(folder), precision, _PROVIDERS[target], cache)
         try:
             options = parse_extra_options(*where, list(_OPTIONS))
             _flatten_rope(options["hf_details"]["hf_config"])
@@ -40,9 +43,24 @@ def build_base(model: Path, target: Path, precision: Precision) -> None:
         except (Exception, SystemExit) as error:
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
-                f"onnxruntime-genai's model builder cannot make an {precision} graph of this model"
+                f"onnxruntime-genai's model builder cannot make an {precision} graph of this model for {target}"
                 f" ({type(error).__name__}: {' '.join(str(error).split())[:300]}): take a model of a family that it knows, e.g. Llama",
             ) from error
+    _forget_wrong_shapes(folder)
+
+
+def _forget_wrong_shapes(folder: Path) -> None:
+    """Without GroupQueryAttention (fp16 on the CPU) the builder says of repeated keys and values that they are as long as the tokens that
+    are new; they are as long as all. onnxruntime believes it, and fails at the second token."""
+    import onnx_ir as ir  # noqa: PLC0415
+
+    model = ir.load(folder / MODEL)
+    repeated = [node for node in model.graph if "/repeat_kv/" in (node.name or "")]
+    for node in repeated:
+        for value in node.outputs:
+            value.shape = None
+    if repeated:
+        ir.save(model, folder / MODEL)
 
 
 def _flatten_rope(config: Any) -> None:

@@ -24,6 +24,7 @@ from olivine_trainer.storage.manifest import (
 from olivine_trainer.storage.store import Store
 
 _WEIGHTS = ".data"
+_LAYOUT = 2  # of slots and adapters' files: those of another one are never taken over
 _BUILDERS = ("onnxruntime-genai", "onnx-ir")
 
 
@@ -34,6 +35,7 @@ def base_name(model_digest: str, onnx: Onnx) -> str:
         "precision": onnx.precision,
         "target": onnx.target,
         "options": list(builder_options(onnx)),
+        "layout": _LAYOUT,
         "builders": {name: importlib.metadata.version(name) for name in _BUILDERS},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

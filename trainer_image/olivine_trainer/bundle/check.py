@@ -75,9 +75,8 @@ def _graph_inputs(folder: Path) -> dict[str, list[Any]]:
 
 
 def _check_slot(slot: Slot, shapes: Mapping[str, list[Any]]) -> None:
-    for part, empty in slot.empty().items():
-        # A rank is a symbol in the graph, and 0 in what is empty.
-        wanted = [size or None for size in empty.shape]
+    for part, wanted in slot.shapes().items():
+        # What differs between adapters is a symbol in the graph.
         found = [size if isinstance(size, int) else None for size in shapes.get(part, [])]
-        if part not in shapes or found != wanted:
+        if part not in shapes or found != list(wanted):
             raise BundleDamagedError(f"{MODEL} has no slot {part} of the manifest's shape: it is another base's graph")

@@ -62,22 +62,13 @@ def read_adapter(path: Path) -> dict[str, Floats]:
 def check_fits(name: str, tensors: Mapping[str, Floats], slots: Sequence[Slot]) -> None:
     """Raises DamagedAdapterFileError where a file does not fill exactly these slots."""
     for slot in slots:
-        for part, empty in slot.empty().items():
+        for part in slot.shapes():
             if part not in tensors:
                 raise DamagedAdapterFileError(f"{name}{SUFFIX} has nothing for {part}: it was made for another base")
-            if not _fits(part, slot, tensors[part], empty):
+            if not slot.takes(part, tensors[part].shape):
                 raise DamagedAdapterFileError(
                     f"{name}{SUFFIX}: {part} has the shape {list(tensors[part].shape)}: it was made for another base"
                 )
-    known = {part for slot in slots for part in slot.empty()}
+    known = {part for slot in slots for part in slot.shapes()}
     if odd := sorted(tensors.keys() - known):
         raise DamagedAdapterFileError(f"{name}{SUFFIX} has {odd[0]}, for which the graph has no slot: it was made for another base")
-
-
-def _fits(part: str, slot: Slot, tensor: Floats, empty: Floats) -> bool:
-    """All but the rank."""
-    if tensor.ndim != empty.ndim:
-        return False
-    if part == slot.down:
-        return tensor.shape[0] == slot.inputs
-    return part == slot.down_bias or tensor.shape[-1] == slot.outputs

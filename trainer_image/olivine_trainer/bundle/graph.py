@@ -24,7 +24,8 @@ def add_slots(folder: Path, slots: Sequence[Slot]) -> None:
     """Put slots into the graph in `folder`. Raises ModelError where it has no such projection, or one of another width.
 
     LoRA stands beside its projection, x·A·B added to what the projection gives; a bottleneck stands behind it, bias included. LoRA
-    goes first, as in PyTorch, where the bottleneck wraps the projection. All of it stays fp32, whatever the base was quantised to.
+    goes first, as in PyTorch, where the bottleneck wraps the projection. All of it stays fp32, whatever the base was quantised to, and
+    in an fp16 graph too: what comes in and goes out is cast, so that an adapter's file is the same at every precision.
     """
     model = ir.load(folder / MODEL)
     found = _projections(model.graph)
@@ -69,17 +70,16 @@ class _Surgeon:
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED, f"{self._slot.projection} is {width} wide in the graph, not {self._slot.outputs}"
             )
-        down = self._input(self._slot.down, (self._slot.inputs, self._rank))
-        up = self._input(self._slot.up, (self._rank, self._slot.outputs))
+        lora = self._slot.kind == "lora"
         users = list(before.uses())
-        inner = self._node("MatMul", [source, down], "down")
-        if self._slot.kind != "lora":
-            inner = self._node("Add", [inner, self._input(self._slot.down_bias, (self._rank,))], "down_bias")
-            inner = self._activate(inner)
-        outer = self._node("MatMul", [inner, up], "up")
-        if self._slot.kind != "lora":
-            outer = self._node("Add", [outer, self._input(self._slot.up_bias, (self._slot.outputs,))], "up_bias")
-        total = self._node("Add", [before, outer], "add")
+        source = self._cast(source, ir.DataType.FLOAT, "in")
+        inner = self._node("MatMul", [source, self._input(self._slot.down)], "down")
+        if not lora:
+            inner = self._activate(self._node("Add", [inner, self._input(self._slot.down_bias)], "down_bias"))
+        outer = self._node("MatMul", [inner, self._input(self._slot.up)], "up")
+        if not lora:
+            outer = self._node("Add", [outer, self._input(self._slot.up_bias)], "up_bias")
+        total = self._node("Add", [before, self._cast(outer, before.dtype, "out")], "add")
         total.type, total.shape = before.type, before.shape
         for user, index in users:
             user.replace_input_with(index, total)
@@ -93,13 +93,20 @@ class _Surgeon:
                 return value
             value = own[0].outputs[0]
 
-    def _input(self, name: str, shape: tuple[int | str, ...]) -> ir.Value:
+    def _input(self, name: str) -> ir.Value:
         """A graph input whose default, an initializer of rank 0, is no adapter."""
+        sizes = self._slot.shapes()[name]
+        symbol = f"{self._slot.name}.bias" if name == self._slot.up_bias else self._rank
         empty = ir.tensor(self._slot.empty()[name], name=name)
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=empty)
+        shape = ir.Shape([symbol if size is None else size for size in sizes])
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=empty)
         self._graph.inputs.append(value)
         self._graph.register_initializer(value)
         return value
+
+    def _cast(self, value: ir.Value, to: ir.DataType | None, part: str) -> ir.Value:
+        own = value.dtype or ir.DataType.FLOAT
+        return value if to in (own, None) else self._node("Cast", [value], f"cast_{part}", {"to": to.value})
 
     def _node(self, op: str, inputs: list[ir.Value], part: str, attributes: dict[str, Any] | None = None) -> ir.Value:
         name = f"{self._path}/{self._slot.kind}/{part}"

@@ -47,7 +47,7 @@ class KeptAdapter:
         self.place(path)
         found = read_adapter(path)
         path.unlink()
-        own = {part for slot in self.slots for part in slot.empty()}
+        own = {part for slot in self.slots for part in slot.shapes()}
         return {name: tensor for name, tensor in found.items() if name in own}
 
     def place(self, path: Path) -> None:

@@ -126,7 +126,7 @@ class Materials:
         folder = self._scratch / "base"
         shutil.rmtree(folder, ignore_errors=True)
         self.reference()  # tells what is wrong with a model better than the builder does
-        build_base(self.model(), folder, self._onnx.precision)
+        build_base(self.model(), folder, self._onnx.precision, self._onnx.target)
         log("the base is built", precision=self._onnx.precision)
         if self._bases is not None:
             from olivine_trainer.bundle.slots import linears_of  # noqa: PLC0415

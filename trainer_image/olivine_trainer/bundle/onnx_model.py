@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai
 
-from olivine_trainer.bundle.base import GENAI_CONFIG
+from olivine_trainer.bundle.base import GENAI_CONFIG, Target
 from olivine_trainer.bundle.files import BASE, adapter_path
 from olivine_trainer.bundle.slots import Floats
+from olivine_trainer.faults import first_line
 
 genai: Any = onnxruntime_genai  # its classes have no types
 
@@ -20,6 +21,18 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     """Where an answer ends."""
     found = json.loads((folder / GENAI_CONFIG).read_text())["model"]["eos_token_id"]
     return frozenset(found if isinstance(found, list) else [found])
+
+
+def runs_here(folder: Path, target: Target) -> str | None:
+    """None where this machine can run the graph in `folder`; otherwise why not: then only its fp32 twin on the CPU is proven."""
+    if target == "cpu":
+        return None
+    genai.disable_telemetry_events()
+    try:
+        genai.Model(str(folder))
+    except RuntimeError as error:
+        return f"this machine cannot run a graph for {target} ({first_line(error)})"
+    return None
 
 
 def context_length(folder: Path) -> int:

@@ -124,7 +124,8 @@ def open_bundle(build: BundleBuild, identity: JobIdentity, environ: Mapping[str,
         bundle_folder(identity.namespace, identity.name)
     )
     body = b'{"kind": "AdapterBundle"}'
-    if bundle.put_if_absent(BUNDLE, body):
+    # Read first: some stores would make a bucket that is not there with its first object.
+    if bundle.get(BUNDLE) is None and bundle.put_if_absent(BUNDLE, body):
         bundle.require_conditional_writes(BUNDLE, body)
     bundle.grant()
     return bundle

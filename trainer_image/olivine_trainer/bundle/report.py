@@ -15,8 +15,10 @@ class BaseParity(StatusModel):
     """Of the fp32 build, as are the two agreements."""
     top1_agreement: float
     greedy_agreement: float
-    mean_kl: Annotated[float, Field(alias="meanKL")]
-    """Of the shipped build."""
+    mean_kl: Annotated[float | None, Field(alias="meanKL")] = None
+    """Of the shipped build; None where it could not be run."""
+    not_verified: str | None = None
+    """Why it could not: then the fp32 build of the same surgery alone was proven."""
 
 
 class BundleReport(StatusModel):

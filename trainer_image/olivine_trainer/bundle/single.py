@@ -31,7 +31,7 @@ class Exported:
 
     max_logit_difference: float
     """Of the fp32 build."""
-    mean_kl: float
+    mean_kl: float | None
     """Of the shipped build."""
 
 
@@ -56,7 +56,7 @@ def export_adapter(
         raise ModelError(Reason.PARITY_UNMET, error.message.rpartition(f"{name}: ")[2]) from None
     (one,) = report.adapters
     _write_report(target, report.model_copy(update={"adapters": [one.model_copy(update={"source": source})]}))
-    return Exported(_number(one.max_logit_difference), _number(one.mean_kl))
+    return Exported(_number(one.max_logit_difference), one.mean_kl)
 
 
 def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, prompts: Sequence[str]) -> Exported:
@@ -67,14 +67,15 @@ def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, promp
     reference = Reference(model, uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnx-") as scratch:
-        exact, shipped = Path(scratch) / "fp32", Path(scratch) / onnx.precision
+        exact = shipped = Path(scratch) / "fp32"
         build_base(model, exact, "fp32")
-        if shipped != exact:
-            build_base(model, shipped, onnx.precision)
+        if (onnx.precision, onnx.target) != ("fp32", "cpu"):
+            shipped = Path(scratch) / "shipped"
+            build_base(model, shipped, onnx.precision, onnx.target)
         for folder in {exact, shipped}:
             write_adapter(adapter_path(folder, BASE), {})
-        base = Verifier(reference, exact=exact, shipped=shipped, asked=_asked(prompts)).prove_base()
-        if not math.isfinite(base.mean_kl):
+        base = Verifier(reference, exact=exact, shipped=shipped, asked=_asked(prompts), target=onnx.target).prove_base()
+        if base.mean_kl is not None and not math.isfinite(base.mean_kl):
             raise ModelError(Reason.PARITY_UNMET, f"the {onnx.precision} build gives what is no number: choose another precision")
         digest = digest_of(model)
         manifest = Manifest.describe(

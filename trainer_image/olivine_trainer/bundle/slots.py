@@ -40,7 +40,7 @@ class Slot(ApiModel):
 
     @property
     def down(self) -> str:
-        """The graph input [inputs, rank]."""
+        """The graph input [inputs, rank]: read in one go, row by row (decision 0099)."""
         return f"{self.name}.{'A' if self.kind == 'lora' else 'down'}.weight"
 
     @property
@@ -55,15 +55,29 @@ class Slot(ApiModel):
 
     @property
     def up_bias(self) -> str:
-        """The graph input [outputs]; a bottleneck's only."""
+        """The graph input [outputs], or [1] where there is none; a bottleneck's only."""
         return f"{self.name}.up.bias"
 
     def empty(self) -> dict[str, Floats]:
-        """What stands in for an adapter that has nothing here: rank 0, which adds zero."""
-        tensors = {self.down: np.zeros((self.inputs, 0), np.float32), self.up: np.zeros((0, self.outputs), np.float32)}
+        """What stands in for an adapter that has nothing here: rank 0, and for a bias that is added one zero, not a row of them."""
+        return {
+            name: np.zeros((1,) if name == self.up_bias else [size or 0 for size in shape], np.float32)
+            for name, shape in self.shapes().items()
+        }
+
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """The graph's inputs with their sizes; None for what differs between adapters."""
+        shapes: dict[str, tuple[int | None, ...]] = {self.down: (self.inputs, None), self.up: (None, self.outputs)}
         if self.kind != "lora":
-            tensors |= {self.down_bias: np.zeros(0, np.float32), self.up_bias: np.zeros(self.outputs, np.float32)}
-        return tensors
+            shapes |= {self.down_bias: (None,), self.up_bias: (None,)}
+        return shapes
+
+    def takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can be given for one of the inputs."""
+        if name == self.up_bias and shape not in ((1,), (self.outputs,)):
+            return False
+        wanted = self.shapes()[name]
+        return len(shape) == len(wanted) and all(size in (None, has) for size, has in zip(wanted, shape, strict=True))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,6 @@ class BuildSpec(ApiModel):
             holds=lambda s: len({adapter.name for adapter in s.adapters}) == len(s.adapters),
             message="two entries of adapters have the same name: give each its own",
         ),
-        Rule(
-            holds=lambda s: s.onnx.target == "cpu" and s.onnx.precision != "fp16",
-            message="onnx.target must be cpu, and onnx.precision fp32, int8 or int4: nothing else can be verified by this release",
-        ),
     )
 
     model: BundleModel

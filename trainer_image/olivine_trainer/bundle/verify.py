@@ -7,7 +7,8 @@ from pathlib import Path
 from olivine_api.adapterbundle import Verify
 from olivine_api.reasons import Reason
 from olivine_trainer.bundle import reference
-from olivine_trainer.bundle.onnx_model import OnnxModel, context_length, stop_tokens
+from olivine_trainer.bundle.base import Target
+from olivine_trainer.bundle.onnx_model import OnnxModel, context_length, runs_here, stop_tokens
 from olivine_trainer.bundle.parity import (
     Expected,
     Parity,
@@ -40,25 +41,26 @@ class Proven:
     """One adapter, measured in both builds."""
 
     exact: Parity
-    mean_kl: float
-    """Of the shipped build, as are the rest."""
-    base_mean_kl: float
+    mean_kl: float | None = None
+    """Of the shipped build, as are the rest; None where it cannot be run here."""
+    base_mean_kl: float | None = None
     """The same texts with no adapter active, against PyTorch's base."""
-    load_milliseconds: float
-    overhead_percent: float
+    load_milliseconds: float | None = None
+    overhead_percent: float | None = None
 
 
 class Verifier:
     """The fp32 build and the shipped one, both loaded, beside PyTorch."""
 
-    def __init__(self, model: Reference, *, exact: Path, shipped: Path, asked: Verify) -> None:
+    def __init__(self, model: Reference, *, exact: Path, shipped: Path, asked: Verify, target: Target = "cpu") -> None:
         self._reference = model
         self._asked = asked
         self._stops = stop_tokens(shipped)
         self._longest = max(1, context_length(shipped) - ANSWER_TOKENS - 1)
         try:
-            self._shipped = OnnxModel(shipped)
-            self._exact = self._shipped if exact == shipped else OnnxModel(exact)
+            self._not_verified = runs_here(shipped, target)
+            self._shipped = OnnxModel(shipped) if self._not_verified is None else None
+            self._exact = self._shipped if self._shipped is not None and exact == shipped else OnnxModel(exact)
         except RuntimeError as error:
             raise _cannot_run(error) from None
 
@@ -66,7 +68,7 @@ class Verifier:
         """The graph with no adapter active. Raises ModelError where it is not the base: then nothing on it can be."""
         try:
             expected, exact = self._measure(self._reference.model, None, self._prompts(()))
-            shipped = mean_divergence(expected.texts, expected.logits, self._shipped, None)
+            shipped = mean_divergence(expected.texts, expected.logits, self._shipped, None) if self._shipped is not None else None
         except RuntimeError as error:
             raise _cannot_run(error) from None
         if missed := self._missed(exact):
@@ -79,6 +81,7 @@ class Verifier:
             top1_agreement=exact.top1_agreement,
             greedy_agreement=exact.greedy_agreement,
             mean_kl=shipped,
+            not_verified=self._not_verified,
         )
 
     def prove(self, name: str, source: Path, prompts: Sequence[str] = ()) -> Proven:
@@ -99,6 +102,8 @@ class Verifier:
             raise RejectedError(
                 f"it changes no logit of the base by more than {changed:.2g}: it was not trained, or verify.prompts do not show what it does"
             )
+        if self._shipped is None:
+            return Proven(exact=exact)
         mean_kl = mean_divergence(texts, expected.logits, self._shipped, name)
         base_mean_kl = mean_divergence(texts, base, self._shipped, None)
         if not (extra := mean_kl - base_mean_kl) <= self._asked.max_extra_kl:
@@ -116,7 +121,7 @@ class Verifier:
 
     def switch(self, adapters: list[str]) -> tuple[float, Mapping[str, float]]:
         """Switching on one generator, and the microseconds of each. Raises ModelError where one leaves traces in the next."""
-        worst, took = switching_difference(self._shipped, self._prompts(())[0], adapters)
+        worst, took = switching_difference(self._shipped or self._exact, self._prompts(())[0], adapters)
         if not worst <= _SWITCHING_TOLERANCE:
             raise ModelError(
                 Reason.PARITY_UNMET,

@@ -78,7 +78,7 @@ def _complete(draft: BundleDraft, child: ChildView, snapshot: BuildSnapshot | No
         return True
     _take_adapters(draft, result, gathered)
     bundle = result.bundle
-    draft.update(bundle=bundle, base=result.base or draft.status.base, next_retry_time=None)
+    draft.update(bundle=bundle, base=result.base or draft.status.base, next_retry_time=None, last_failure=None)
     draft.update_build(finished_at=draft.now, failed=False, stage=None)
     _tell_version(draft, result)
     return False

@@ -35,14 +35,21 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
     _remove_old_jobs(draft)
     if spec.suspend:
         _suspend(draft)
-    elif draft.build is not None and draft.is_building and (draft.build.digest == inputs or not _is_due(draft, spec, inputs)):
+    elif draft.build is not None and draft.is_building and not _is_superseded(draft, draft.build, inputs):
         _go_on(draft, spec, gathered, draft.build)
+        if not draft.is_building and _is_due(draft, spec, inputs):
+            draft.look_again_in(0)  # what came meanwhile
     elif _is_due(draft, spec, inputs):
         _begin(draft, spec, gathered)
     else:
         _settle(draft, spec, gathered, inputs)
     tell_adapters(draft, spec, gathered, inputs)
     return draft.finish()
+
+
+def _is_superseded(draft: BundleDraft, build: BuildStatus, inputs: str) -> bool:
+    """Whether a build that runs is not what its user wants any more. A job that ends meanwhile waits for the next one: where many do, none would ever be done."""
+    return build.digest != inputs and build.generation != draft.observed.bundle.generation
 
 
 def _is_due(draft: BundleDraft, spec: AdapterBundleSpec, inputs: str) -> bool:

@@ -48,7 +48,8 @@ def _entry(one: Candidate, known: AdapterStatus | None, *, settled: bool) -> Ada
     same = known is not None and known.source == adapter.uri and (adapter.digest is None or known.digest in (None, adapter.digest))
     if known is not None and same and one.state != "Ready":
         return known.model_copy(update={"state": one.state, "reason": truncate(one.reason, _REASON)})
-    if known is not None and same and (settled or known.state != "Waiting"):
+    # Of a newer source that it rejected, a build tells under the one that stays.
+    if known is not None and (settled or (same and known.state != "Waiting")):
         # Of one that is no orphan any more, the numbers are as good as they were.
         return known.model_copy(update={"state": "Ready", "reason": None}) if known.state == "Orphaned" else known
     if known is not None and known.state == "Ready" and known.digest is not None:
