@@ -46,7 +46,5 @@ UNSERVED_FINETUNEJOB = (
     ),
     _present("tracking.mlflow"),
     _present("search", "write one FineTuneJob for each value"),
-    _other("outputs.onnx.precision", ("fp32", "int8", "int4"), "write fp32, int8 or int4"),
-    _other("outputs.onnx.target", ("cpu",), "write cpu"),
     _other("reuse", ("Never",), "write Never"),
 )

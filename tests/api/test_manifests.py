@@ -174,6 +174,10 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"classification": {"head": "Sequence"}, "data.labels": {"field": "tone"}, "outputs": {"onnx": {}}},
         "outputs.onnx has no place for a classifier's head",
     ),
+    "a graph that no builder makes": (
+        {"outputs": {"onnx": {"precision": "fp32", "target": "cuda"}}},
+        "onnx.precision is fp32 and onnx.target cuda or directml",
+    ),
     "whole modules in a graph": (
         {"method.lora.modulesToSave": ["lm_head"], "outputs": {"onnx": {}}},
         "outputs.onnx has no place for modules that are trained whole",
@@ -221,8 +225,6 @@ UNSERVED: dict[str, Json] = {
     "search": {
         "search": {"trials": 2, "space": {"training.learningRate": {"type": "float", "low": 1e-6, "high": 1e-3, "log": True}}}
     },
-    "outputs.onnx.precision": {"outputs": {"onnx": {"precision": "fp16"}}},
-    "outputs.onnx.target": {"outputs": {"onnx": {"target": "cuda"}}},
     "reuse": {"reuse": "Adopt"},
 }
 
@@ -309,6 +311,7 @@ RIGHT: dict[str, Json] = {
             "publish": {"uri": "hf://org/name", "secretRef": {"name": "hub"}, "endpoint": "https://mirror.example"},
         }
     },
+    "a graph for a device": {"outputs": {"onnx": {"precision": "fp16", "target": "cuda"}}},
     "a whole model as a graph alone": {"method": {"type": "Full"}, "outputs": {"adapter": False, "onnx": {}}},
     "a merged classifier": {
         "classification": {"head": "Sequence"},

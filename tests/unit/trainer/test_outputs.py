@@ -148,7 +148,7 @@ def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 ONNX: dict[str, tuple[dict[str, Any], str]] = {
     "LoRA": (LORA, "int8"),
     "QLoRA": ({"type": "QLoRA", "lora": {"rank": 4}}, "fp32"),
-    "Adapter": ({"type": "Adapter", "adapter": {"bottleneck": 8}}, "int8"),
+    "Adapter": ({"type": "Adapter", "adapter": {"bottleneck": 8}}, "fp16"),
     "Full": ({"type": "Full"}, "int8"),
 }
 
@@ -183,6 +183,20 @@ def test_a_tuned_model_is_exported_proven_and_answers(
     assert proven.max_logit_difference is not None
     assert proven.max_logit_difference < 1e-4
     assert (proven.top1_agreement, proven.greedy_agreement) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_for_a_device_that_is_not_here_the_report_says_that_the_twin_alone_is_proven(
+    wide_model: Path, rows: Path, tmp_path: Path, method: str
+) -> None:
+    outputs = {"adapter": False, "onnx": {"precision": "int4", "target": "directml"}}
+    published = run_job(job_of(wide_model, rows, tmp_path / "runs", method={"type": method}, outputs=outputs), tmp_path / "scratch")
+    folder = folders(published)["Onnx"]
+    assert check_bundle(folder).target == "directml"
+    report = BundleReport.model_validate_json((folder / "report.json").read_bytes())
+    assert report.base.not_verified is not None
+    assert report.base.max_logit_difference < 1e-4
+    assert report.base.mean_kl is None
 
 
 def test_all_outputs_are_published_at_once_by_an_attempt_after_one_that_died_while_exporting(
