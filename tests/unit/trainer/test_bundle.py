@@ -304,6 +304,7 @@ def _forget_a_slot(bundle: Path) -> None:
     ],
 )
 def test_a_damaged_bundle_is_refused(damage: Callable[[Path], Any], sentence: str, bundle: Path) -> None:
+    (bundle / "README.md").write_text("A hub's card.")
     check_bundle(bundle)
     damage(bundle)
     with pytest.raises(BundleDamagedError, match=re.escape(sentence)):

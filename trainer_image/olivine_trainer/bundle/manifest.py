@@ -12,6 +12,8 @@ from olivine_trainer.digests import folder_digest, sha256_file
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+# What a hub adds to a repository.
+HUBS_OWN = ("README.md", ".gitattributes")
 _TOOLS = ("onnx-ir", "onnxruntime", "onnxruntime-genai", "peft", "torch", "transformers")
 
 
@@ -93,9 +95,9 @@ class Manifest(StatusModel):
 
 
 def payload_of(folder: Path) -> list[str]:
-    """The paths of all files but the manifest and the measurements, sorted."""
+    """The paths of all files but the manifest, the measurements and what a hub adds, sorted."""
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if path not in (MANIFEST, REPORT))
+    return sorted(path for path in found if path not in (MANIFEST, REPORT, *HUBS_OWN))
 
 
 def files_of(folder: Path) -> list[BundledFile]:

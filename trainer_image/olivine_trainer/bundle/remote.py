@@ -7,12 +7,10 @@ from pathlib import Path
 from olivine_api.sources import Source, Storage
 from olivine_trainer.bundle.check import BundleDamagedError
 from olivine_trainer.bundle.layout import LATEST
-from olivine_trainer.bundle.manifest import MANIFEST
+from olivine_trainer.bundle.manifest import HUBS_OWN, MANIFEST
 from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import access_to
 from olivine_trainer.storage.source import open_source
-
-_HUBS_OWN = ("README.md", ".gitattributes")
 
 
 def find_bundle(where: str, environ: Mapping[str, str], scratch: Path) -> Path:
@@ -31,7 +29,7 @@ def find_bundle(where: str, environ: Mapping[str, str], scratch: Path) -> Path:
         source.get_to_file(LATEST, scratch / LATEST)
         source = source.sub(_digest_in(scratch / LATEST))
     folder = scratch / "bundle"
-    items = [item for item in source.list() if access.scheme != "hf" or item.key not in _HUBS_OWN]
+    items = [item for item in source.list() if access.scheme != "hf" or item.key not in HUBS_OWN]
     if not any(item.key == MANIFEST for item in items):
         raise BundleDamagedError(f"{source.uri} has no {MANIFEST}: it is no bundle of Olivine, or not a whole one")
     for item in items:
