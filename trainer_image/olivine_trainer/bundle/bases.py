@@ -24,6 +24,7 @@ from olivine_trainer.storage.manifest import (
 from olivine_trainer.storage.store import Store
 
 _WEIGHTS = ".data"
+_LAYOUT = 2  # of the slots: adapter files of another one fit no graph of this release
 _BUILDERS = ("onnxruntime-genai", "onnx-ir")
 
 
@@ -33,6 +34,7 @@ def base_name(model_digest: str, onnx: Onnx) -> str:
         "model": model_digest,
         "precision": onnx.precision,
         "target": onnx.target,
+        "layout": _LAYOUT,
         "options": list(builder_options(onnx)),
         "builders": {name: importlib.metadata.version(name) for name in _BUILDERS},
     }
