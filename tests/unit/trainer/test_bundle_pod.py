@@ -20,6 +20,7 @@ from olivine_trainer.errors import ModelError, StorageUnavailableError, Supersed
 from olivine_trainer.storage.manifest import describe
 from tests.support.adapters import make_peft
 from tests.support.bundles import Shop
+from tests.support.hub import running_hub
 from tests.support.models import WIDE, make_tiny
 from tests.unit.trainer.support import KilledError
 
@@ -308,3 +309,39 @@ def test_a_bucket_that_is_not_there_is_told_and_not_made(shop: Shop) -> None:
         with pytest.raises(TrainerError, match="no-such-bucket") as caught:
             shop.run(shop.build(_at(shop, "one"), storage=nowhere))
         assert caught.value.reason is Reason.STORAGE_NOT_FOUND
+
+
+def test_an_adapter_of_a_hub_is_read_and_what_is_published_there_is_the_newest_version(
+    shop: Shop, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running_hub() as hub:
+        hub.add("org/two", {path.name: path.read_bytes() for path in adapters["two"].iterdir()})
+        hub.members["org"] = ("hf_writer",)
+        shop.environ = {**shop.environ, "OLIVINE_PUBLISH_HF_TOKEN": "hf_writer"}
+        publish = {"uri": "hf://org/voices", "endpoint": hub.endpoint, "secretRef": {"name": "hub"}}
+        pin = {
+            "uri": shop.upload("artifacts/one", adapters["one"], kind="Adapter"),
+            "digest": describe(adapters["one"], {}).digest,
+        }
+        first = shop.run(shop.build({"one": pin}))
+        assert first.base is not None
+        digest = first.base.model_digest
+
+        def on_hub() -> str:
+            found = hub.repositories["org/voices"]
+            return str(json.loads(found.commits[found.refs["main"]]["manifest.json"])["digest"])
+
+        alone = {"model_digest": digest, "publish": publish}
+        one = shop.run(shop.build({"one": pin}, **alone))
+        both = shop.run(shop.build({"one": pin, "two": {"uri": "hf://org/two", "endpoint": hub.endpoint}}, **alone))
+        assert _state(both)[1] == ("two", "Ready", 2)
+        assert both.bundle is not None
+        assert on_hub() == both.bundle.digest
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        assert main(["bundle", "verify", "hf://org/voices"]) == 0
+        assert capsys.readouterr().out.startswith(both.bundle.digest)
+
+        shop.run(shop.build({"one": pin}, **alone))  # inputs that were built before
+        assert one.bundle is not None
+        assert on_hub() == one.bundle.digest

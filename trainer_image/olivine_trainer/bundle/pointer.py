@@ -39,14 +39,16 @@ class Pointer:
     def known(self) -> Latest | None:
         """The end of this build, where a pod before came so far; or of an earlier one of the same inputs, which is pointed to again.
 
-        The latter only where nothing can have changed behind an address, and nothing was rejected that may be there now.
+        The latter only where nothing can have changed behind an address, nothing was rejected that may be there now, and no hub's
+        repository, which holds the newest version alone, has to become this one again.
         """
         seen, build = self.seen, self._build
         if seen is not None and (seen.uid, seen.sequence, seen.inputs) == (self._identity.uid, build.sequence, build.digest):
             self._record(seen)  # whoever moved it may have died before
             return seen
         pinned = build.model_digest is not None and all(one.digest is not None for one in build.adapters)
-        record = read_record(self._bundle, build.digest) if pinned else None
+        on_hub = build.publish is not None and build.publish.uri.startswith("hf://")
+        record = read_record(self._bundle, build.digest) if pinned and not on_hub else None
         sound = record is not None and all(one.state == "Ready" and one.reason is None for one in record.result.adapters)
         if record is None or not sound or read_version(self._bundle, record.digest) is None:
             return None

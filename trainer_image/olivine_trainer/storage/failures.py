@@ -10,6 +10,8 @@ from olivine_trainer.errors import ConfigurationError, DataError, ModelError, St
 
 Role = Literal["storage", "model", "train", "validation", "test", "benchmark", "publish", "bundle-publish", "adapter", "bundle"]
 
+# Roles whose repositories are models on a hub; those of the others are datasets.
+OF_MODELS: tuple[Role, ...] = ("model", "adapter", "bundle", "publish", "bundle-publish")
 # How each role's place is called in the specification, and which exit code its faults have.
 FIELDS: dict[Role, str] = {
     "storage": "storage",

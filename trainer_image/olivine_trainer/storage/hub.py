@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from olivine_trainer.digests import sha256_file
 from olivine_trainer.errors import StorageUnavailableError
 from olivine_trainer.storage.credentials import Access
-from olivine_trainer.storage.failures import FIELDS, user_error
+from olivine_trainer.storage.failures import FIELDS, OF_MODELS, user_error
 from olivine_trainer.storage.hub_client import SILENCE_SECONDS, HubClient
 from olivine_trainer.storage.hub_failures import Asking, EntryMissingError, missing
 from olivine_trainer.storage.store import RETRY_DELAYS, Listing, ObjectInfo
@@ -60,7 +60,7 @@ class HubRepository:
         self.uri = access.uri.rstrip("/")
         self._hub = HubClient(access, offline=offline, delays=delays, sleep=sleep, silence=silence)
         self._endpoint, self._token, self.place = self._hub.endpoint, self._hub.token, self._hub.place
-        self._address = HubAddress.parse(access.uri, dataset=access.role != "model")
+        self._address = HubAddress.parse(access.uri, dataset=access.role not in OF_MODELS)
         self.asked = revision or "main"
         self._cache = cache
         self._offline = offline

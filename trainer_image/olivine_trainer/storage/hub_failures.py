@@ -7,7 +7,7 @@ from typing import Any
 
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import StorageUnavailableError, TrainerError
-from olivine_trainer.storage.failures import FIELDS, Place, user_error
+from olivine_trainer.storage.failures import FIELDS, OF_MODELS, Place, user_error
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def missing(place: Place) -> Reason:
     """The reason of a repository, revision or folder that is not there."""
     if place.role in ("publish", "bundle-publish"):
         return Reason.STORAGE_NOT_FOUND
-    return Reason.MODEL_NOT_FOUND if place.role == "model" else Reason.DATA_NOT_FOUND
+    return Reason.MODEL_NOT_FOUND if place.role in OF_MODELS else Reason.DATA_NOT_FOUND
 
 
 def explain_hub(error: Exception, asking: Asking) -> TrainerError | None:
