@@ -197,7 +197,9 @@ class AdapterStatus(StatusModel):
     model_digest: Digest | None = None
     """Of the base that it was trained on, where that is known."""
     version: int | None = None
-    """The bundle's version that it came with."""
+    """The bundle's version that it came with; absent where no version has it."""
+    selected: bool | None = None
+    """Whether spec.selector found it, rather than spec.adapters naming it."""
     state: Literal["Ready", "Rejected", "Orphaned", "Waiting"]
     reason: Message | None = None
 

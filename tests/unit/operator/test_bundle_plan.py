@@ -293,6 +293,59 @@ def test_a_job_that_is_trained_again_or_fails_costs_nothing_that_was_good() -> N
     assert [one.digest for one in task(newer).adapters] == ["d-tone", "newer"]
 
 
+@pytest.mark.parametrize("now", [job("topic", Phase.RUNNING), job("topic", Phase.FAILED), job("topic", base="c" * 64, digest="n")])
+def test_an_adapter_of_a_version_stays_at_every_look_and_is_ready_when_its_job_is_back_with_the_same(now: JobView) -> None:
+    spec, tone, done = named("tone", "topic"), job("tone"), (child("voices-012345-1", "Complete"),)
+    first = served("tone", "topic")
+    first = first.model_copy(update={"adapters": [one.model_copy(update={"model_digest": BASE}) for one in first.adapters]})
+    status = status_of(look(bundle(first, **spec), tone, now, children=done))
+    assert look(bundle(status, **spec), tone, now, children=done) == BundlePlan()
+    gone = status_of(look(bundle(status, **spec), tone, children=done))
+    assert [(one.name, one.state) for one in gone.adapters] == [("tone", "Ready"), ("topic", "Orphaned")]
+    for before in (status, gone):
+        back = look(bundle(before, **spec), tone, job("topic"), children=done)
+        assert not back.actions
+        assert [(one.state, one.reason) for one in status_of(back).adapters] == [("Ready", None)] * 2
+
+
+def test_while_a_newer_one_is_built_its_job_may_go_and_the_earlier_one_stays() -> None:
+    spec, tone, done = named("tone", "topic"), job("tone"), (child("voices-012345-1", "Complete"),)
+    retrained = status_of(look(bundle(served("tone", "topic"), **spec), tone, job("topic", Phase.RUNNING), children=done))
+    building = status_of(look(bundle(retrained, **spec), tone, job("topic", digest="newer"), children=done))
+    gone = look(bundle(building, **spec), tone, children=(child("voices-012345-2"),))
+    assert [one.digest for one in task(gone).adapters] == ["d-tone", "d-topic"]
+
+
+def test_an_adapter_that_spec_adapters_names_no_more_leaves_though_there_is_a_selector() -> None:
+    selector = {"selector": {"matchLabels": {"team": "voices"}}}
+    both: dict[str, Any] = {"adapters": [{"name": "topic", "jobRef": {"name": "topic"}}], **selector}
+    jobs = (job("tone", labels={"team": "voices"}), job("topic"))
+    begun = status_of(look(bundle(**both), *jobs))
+    done = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone", "topic"))}
+    first = status_of(look(bundle(begun, **both), *jobs, **done))
+    assert [(one.name, one.selected) for one in first.adapters] == [("topic", None), ("tone", True)]
+    left = look(bundle(first, generation=2, **selector), *jobs, children=done["children"])
+    assert [one.name for one in task(left).adapters] == ["tone"]
+    # What the selector had found stays when its job is deleted.
+    assert [one.state for one in status_of(look(bundle(first, **both), jobs[1], children=done["children"])).adapters] == [
+        "Ready",
+        "Orphaned",
+    ]
+
+
+def test_a_build_that_rejects_all_costs_no_orphan_of_the_version_that_is_served() -> None:
+    spec, done = named("tone"), (child("voices-012345-1", "Complete"),)
+    orphaned = status_of(look(bundle(served("tone"), **spec), children=done))
+    wrong = spec | {"model": {"uri": "hf://org/other"}}
+    begun = status_of(look(bundle(orphaned, generation=2, **wrong), children=done))
+    none = result(rejected={"tone": "of another base"}).model_copy(update={"bundle": None})
+    pods = (failing(12, build=json.loads(report(2, none).snapshot.model_dump_json(by_alias=True))),)
+    failed = status_of(look(bundle(begun, generation=2, **wrong), children=(child("voices-012345-2"),), pods=pods))
+    assert failed.phase is BundlePhase.FAILED
+    righted = look(bundle(failed, generation=3, **spec), children=(child("voices-012345-2", "Failed"),), pods=pods)
+    assert [(one.name, one.digest) for one in task(righted).adapters] == [("tone", "d-tone")]
+
+
 def test_a_newer_source_that_was_rejected_is_told_under_the_one_that_stays() -> None:
     first = served("tone")
     newer, done = job("tone", digest="newer"), (child("voices-012345-1", "Complete"),)

@@ -87,7 +87,17 @@ def _complete(draft: BundleDraft, child: ChildView, snapshot: BuildSnapshot | No
 def _take_adapters(draft: BundleDraft, result: BuildResult, gathered: Gathered) -> None:
     built_in = {one.name: one for one in gathered.built_in}
     version = result.bundle.version if result.bundle is not None else 0
-    draft.update(adapters=merged(result.adapters, built_in, version))
+    adapters = merged(result.adapters, built_in, version)
+    if result.bundle is None:
+        # What the version that is served has stays known: its numbers, and where its adapters came from.
+        served = {one.name: one for one in draft.status.adapters if one.version is not None}
+        adapters = [
+            served[one.name].model_copy(update={"state": one.state, "reason": one.reason}) if one.name in served else one
+            for one in adapters
+        ]
+        told = {one.name for one in adapters}
+        adapters += [one for name, one in served.items() if name not in told]
+    draft.update(adapters=adapters)
 
 
 def _tell_version(draft: BundleDraft, result: BuildResult) -> None:
