@@ -409,6 +409,64 @@ def test_failures_of_the_platform_are_counted_and_end_the_build_on_overrun() -> 
     assert planned.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
 
 
+def test_a_failed_build_is_tried_again_when_the_spec_gives_its_pod_what_it_lacked() -> None:
+    begun = status_of(look(bundle(**named("tone")), job("tone")))
+    small = {"resources": {"limits": {"memory": "2Gi"}}}
+    refused = Obstacle(reason="InvalidSpec", message="spec.pods.resources", permanent=True)
+    failed = status_of(look(bundle(begun, **named("tone")), job("tone"), obstacle=refused))
+    assert (failed.phase, look(bundle(failed, **named("tone")), job("tone"))) == (BundlePhase.FAILED, BundlePlan())
+    righted = look(bundle(failed, generation=2, pods=small, **named("tone")), job("tone"))
+    assert (task(righted).sequence, status_of(righted).phase) == (2, BundlePhase.PENDING)
+
+
+def test_a_pod_that_cannot_start_is_made_again_when_the_spec_gives_it_something_else_and_no_other_is() -> None:
+    begun = look(bundle(**named("tone")), job("tone"))
+    made = created(begun).job["metadata"]["annotations"]["olivine.dev/resources-digest"]
+    there = {"children": (child(resources_digest=made),), "pods": (pod("voices-0"),)}
+    status = status_of(begun)
+    kept = look(bundle(status, generation=2, retention={"versions": 9}, **named("tone")), job("tone"), **there)
+    assert not kept.actions
+    spec: dict[str, Any] = {"pods": {"image": "mended"}, **named("tone")}
+    planned = look(bundle(status, generation=2, **spec), job("tone"), **there)
+    assert planned.actions == (DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),)
+    again = look(bundle(status_of(planned), generation=2, **spec), job("tone"))
+    assert (task(again).sequence, created(again).job["spec"]["template"]["spec"]["containers"][0]["image"]) == (1, "mended")
+    assert says(status_of(again), "Built")[1] == "WaitingForPod"
+    there = {"children": (child(resources_digest=made),), "pods": (pod("voices-0"),)}
+    assert not look(bundle(status_of(again), generation=2, **spec), job("tone"), **there).actions  # by the generation alone
+
+
+def test_a_failed_builds_job_is_ended_at_each_look_until_it_is() -> None:
+    spec: dict[str, Any] = named("tone") | {"retries": {"maxRestarts": 0}}
+    begun = status_of(look(bundle(**spec), job("tone")))
+    crash = failing(30, "StorageUnavailable")
+    failed = status_of(look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(crash,), at=2))
+    # The operator died between the status and the Job.
+    for changes in ({}, {"suspend": True}, {"pods": {"count": 2}}):
+        still = look(bundle(failed, **spec, **changes), job("tone"), children=(child(),), pods=(crash,), at=3)
+        assert still.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
+    # A user's exit code ends the Job by itself, and leaves the logs.
+    by_user = look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(failing(12),), at=2)
+    assert (by_user.actions, by_user.requeue_after) == ((), 31)
+
+
+def test_a_build_whose_inputs_are_gone_or_whose_spec_is_refused_does_not_run_on() -> None:
+    spec = named("tone", "topic")
+    begun = status_of(look(bundle(**spec), job("tone"), job("topic")))
+    running = {"children": (child(),), "pods": (pod(phase="Running"),)}
+    deletion = (DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),)
+    waits = look(bundle(begun, **spec), job("tone"), **running)
+    assert (waits.actions, status_of(waits).phase) == (deletion, BundlePhase.WAITING)
+    back = look(bundle(status_of(waits), **spec), job("tone"), job("topic"))
+    assert (task(back).sequence, status_of(back).phase) == (1, BundlePhase.PENDING)
+    refused = look(bundle(begun, generation=2, pods={"count": 2}, **spec), job("tone"), job("topic"), **running)
+    assert (refused.actions, status_of(refused).phase) == (deletion, BundlePhase.FAILED)
+    righted = look(bundle(status_of(refused), generation=3, **spec), job("tone"), job("topic"))
+    assert (task(righted).sequence, says(status_of(righted), "Stalled")[0]) == (1, "False")
+    suspended = status_of(look(bundle(status_of(refused), generation=3, suspend=True, **spec), job("tone"), job("topic")))
+    assert (says(suspended, "Stalled")[0], says(suspended, "Built")[1]) == ("False", "SuspendedByUser")
+
+
 def test_a_result_that_was_lost_is_fetched_by_another_build() -> None:
     begun = status_of(look(bundle(**named("tone")), job("tone")))
     early = look(bundle(begun, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),), at=3)

@@ -21,6 +21,7 @@ from olivine_operator.plan.outcome import DeleteChild, SuspendChild, WriteConfig
 
 # A Job's end and its pod's come by different watches.
 _POD_LAG = timedelta(seconds=10)
+_JOB_ENDS_BY_ITSELF = timedelta(seconds=30)
 
 
 def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathered: Gathered) -> bool:
@@ -40,7 +41,7 @@ def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathe
         _child_failed(draft, child)
         return False
     _count(draft, failed)
-    if _overrun(draft, child, failed) or _late(draft, child):
+    if _overrun(draft, failed) or _late(draft):
         return False
     if draft.observed.ca_certificate and child.config_digest != digest_of(live := live_config(draft.observed.ca_certificate)):
         draft.act(WriteConfig(name=child.name, data=live, digest=digest_of(live)))
@@ -143,7 +144,7 @@ def _count(draft: BundleDraft, failed: tuple[PodFailure, ...]) -> None:
         draft.update(last_failure=failed[-1].to_status())
 
 
-def _overrun(draft: BundleDraft, child: ChildView, failed: tuple[PodFailure, ...]) -> bool:
+def _overrun(draft: BundleDraft, failed: tuple[PodFailure, ...]) -> bool:
     retries, status, last = draft.wishes.retries, draft.status, draft.status.last_failure
     if last is None:
         return False
@@ -159,11 +160,10 @@ def _overrun(draft: BundleDraft, child: ChildView, failed: tuple[PodFailure, ...
         draft.fail_build(last, reason=Reason.CRASH_LOOP, message=message)
     else:
         return False
-    end_job(draft, child)
     return True
 
 
-def _late(draft: BundleDraft, child: ChildView) -> bool:
+def _late(draft: BundleDraft) -> bool:
     """Ends a build that ran for too long, all its pods together."""
     limit = draft.wishes.active_deadline_seconds
     if limit is None:
@@ -181,15 +181,22 @@ def _late(draft: BundleDraft, child: ChildView) -> bool:
         f"spec.activeDeadlineSeconds is {limit}, and this build has been running for {int(spent)} s, all its pods together:"
         " allow more; what it has uploaded is not made again",
     )
-    end_job(draft, child)
     return True
 
 
-def end_job(draft: BundleDraft, child: ChildView) -> None:
-    """Of a build that has ended no pod goes on; logs stay, unless Kueue would let it run again."""
-    if child.deleting or child.finished:
+def end_failed(draft: BundleDraft) -> None:
+    """At each look: of a build that has failed no pod goes on; logs stay, unless Kueue would let it run again."""
+    build, last = draft.build, draft.status.last_failure
+    child = next((one for one in draft.observed.children if build is not None and one.name == build.job), None)
+    if build is None or not build.failed or build.finished_at is None or child is None or child.deleting or child.finished:
         return
-    if child.queued:
+    if child.suspended and not child.queued:
+        return
+    # The Job controller ends a Job by itself where a pod's exit code says so.
+    by_itself = last is not None and last.category is Category.USER and last.reason != Reason.DEADLINE_EXCEEDED
+    if by_itself and draft.now < build.finished_at + _JOB_ENDS_BY_ITSELF:
+        draft.look_again_at(build.finished_at + _JOB_ENDS_BY_ITSELF)
+    elif child.queued:
         draft.act(DeleteChild(name=child.name, uid=child.uid))
-    elif not child.suspended:
+    else:
         draft.act(SuspendChild(name=child.name, suspend=True))

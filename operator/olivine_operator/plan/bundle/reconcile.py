@@ -6,9 +6,9 @@ from olivine_api.adapterbundle import AdapterBundleSpec, BuildStatus
 from olivine_api.adapterbundle import BundleConditionType as Type
 from olivine_api.bundle_build import BundleBuild
 from olivine_api.reasons import Reason
-from olivine_operator.plan.bundle.build import build_job, inputs_digest, job_name, task_of
+from olivine_operator.plan.bundle.build import build_job, inputs_digest, job_name, means_digest, task_of
 from olivine_operator.plan.bundle.draft import BundleDraft
-from olivine_operator.plan.bundle.following import follow_build
+from olivine_operator.plan.bundle.following import end_failed, follow_build
 from olivine_operator.plan.bundle.gathering import Gathered, gather
 from olivine_operator.plan.bundle.observed import BundlePlan, ObservedBundle
 from olivine_operator.plan.bundle.telling import tell_adapters
@@ -18,6 +18,7 @@ from olivine_operator.plan.settings import OperatorSettings
 from olivine_operator.plan.validation import Refusal, validate_bundle
 
 _OBSTACLE_RETRY_SECONDS = 15
+_PAUSED = (Reason.SUSPENDED_BY_USER, Reason.WAITING_FOR_CHILD, Reason.WAITING_FOR_JOBS, Reason.NO_ADAPTERS)
 _SHOWN = 3  # adapters that a message names
 
 
@@ -28,6 +29,8 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
     draft = BundleDraft(observed, now, settings)
     spec = validate_bundle(observed.bundle.spec, settings.policy)
     if isinstance(spec, Refusal):
+        _pause(draft)  # nobody would follow it, or end it
+        end_failed(draft)
         draft.stall(spec.reason, spec.message)
         return draft.finish()
     gathered = gather(spec, observed.jobs, draft.status)
@@ -41,6 +44,7 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
         _begin(draft, spec, gathered)
     else:
         _settle(draft, spec, gathered, inputs)
+    end_failed(draft)
     tell_adapters(draft, spec, gathered, inputs)
     return draft.finish()
 
@@ -51,23 +55,26 @@ def _is_due(draft: BundleDraft, spec: AdapterBundleSpec, inputs: str) -> bool:
     if build is None:
         return True
     asked = bundle.update is not None and bundle.update != build.update
-    if asked and build.failed:
-        return True  # the way to try the same once more
+    if build.failed and (asked or build.generation != bundle.generation):
+        return True  # the same once more: with what its pod lacked, maybe
     if build.digest == inputs:
         return False
     return asked or spec.update_policy == "OnChange" or build.generation != bundle.generation
 
 
 def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered) -> None:
-    """Start a build, unless something is waited for."""
+    """Start a build, unless something is waited for; then none of other inputs goes on either."""
     waiting = [one.name for one in gathered.candidates if one.state == "Waiting" and one.named]
     task = task_of(spec, gathered, draft.build.sequence + 1 if draft.build is not None else 1)
     if draft.status.bundle is None and waiting:
+        _pause(draft)
         named = ", ".join(waiting[:_SHOWN]) + (f" and {len(waiting) - _SHOWN} more" if len(waiting) > _SHOWN else "")
         draft.go_on(Reason.WAITING_FOR_JOBS, f"the first version waits for the FineTuneJobs of {named}")
     elif not gathered.built_in:
+        _pause(draft)
         _tell_no_adapters(draft, gathered)
     elif task is None:
+        _pause(draft)
         message = "no FineTuneJob tells the base of these adapters any more: name it in spec.model"
         draft.stall(Reason.INVALID_SPEC, message)
     else:
@@ -108,6 +115,11 @@ def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, buil
     if child is not None and child.deleting:
         draft.go_on(Reason.WAITING_FOR_CHILD, f"the Job {child.name} is being deleted; it is made again when it is gone")
         return
+    if child is not None and _is_outdated(draft, spec, build, child):
+        draft.act(DeleteChild(name=child.name, uid=child.uid))
+        draft.update(restarts=0, restart_times=[], next_retry_time=None)
+        draft.go_on(Reason.WAITING_FOR_CHILD, f"the spec gives the builder pod something else: the Job {child.name} is made again")
+        return
     if child is not None:
         if follow_build(draft, build, child, gathered):
             # Its result lies in the storage: another pod only has to tell it.
@@ -126,7 +138,19 @@ def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, buil
         # Its Job was deleted by other hands, and its inputs are not there any more.
         _begin(draft, spec, gathered)
         return
+    draft.update_build(generation=draft.observed.bundle.generation, stage=None)
+    built = draft.condition(Type.BUILT)
+    # What stands in the way is told until the Job is there, or the two would alternate with each try.
+    if draft.holds(Type.STALLED) or (built is not None and built.reason in _PAUSED):
+        draft.go_on(Reason.WAITING_FOR_POD, f"build {build.sequence} of {len(task.adapters)} adapters is being started")
     _act(draft, spec, gathered, task)
+
+
+def _is_outdated(draft: BundleDraft, spec: AdapterBundleSpec, build: BuildStatus, child: ChildView) -> bool:
+    """Whether the spec was changed in what the pod of a build under way is given: its image, resources, Secrets, …"""
+    if build.generation == draft.observed.bundle.generation or child.finished or child.succeeded is not None:
+        return False
+    return child.resources_digest != means_digest(spec)
 
 
 def _act(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild) -> None:
@@ -148,15 +172,20 @@ def _settle(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, inp
         if failure is not None and not draft.holds(Type.STALLED):
             draft.stall(failure.reason, failure.message)  # a spec that was refused meanwhile is as it was
     elif build is not None:
-        ready = draft.condition(Type.READY)
-        if ready is not None and not draft.holds(Type.BUILT):
-            draft.set(Type.BUILT, "True", ready.reason, ready.message)
-            draft.set(Type.STALLED, "False", Reason.FINISHED, "the spec is as it was built")
+        _tell_built(draft)
         waiting = [one.name for one in gathered.candidates if one.state == "Waiting"]
         told = f"waits for the FineTuneJobs of {', '.join(waiting[:_SHOWN])}" if waiting else "the newest adapters are built in"
         # What is served does not change meanwhile: a GitOps controller need not wait.
         draft.rest(Reason.WAITING_FOR_JOBS if waiting else Reason.FINISHED, told)
     _retire(draft, spec)
+
+
+def _tell_built(draft: BundleDraft) -> None:
+    """After a spec that was refused: what the last build came to stands again."""
+    ready = draft.condition(Type.READY)
+    if ready is not None and not draft.holds(Type.BUILT):
+        draft.set(Type.BUILT, "True", ready.reason, ready.message)
+        draft.set(Type.STALLED, "False", Reason.FINISHED, "the spec is as it was built")
 
 
 def _retire(draft: BundleDraft, spec: AdapterBundleSpec) -> None:
@@ -174,14 +203,23 @@ def _retire(draft: BundleDraft, spec: AdapterBundleSpec) -> None:
 
 def _suspend(draft: BundleDraft) -> None:
     """No build runs; one that did is made again, and goes on from what it has uploaded."""
-    if draft.is_building and draft.build is not None:
-        child = _job_of(draft, draft.build)
-        if child is not None and not child.deleting:
-            draft.act(DeleteChild(name=child.name, uid=child.uid))
+    _pause(draft)
+    if draft.is_building:
         draft.set(Type.BUILT, "False", Reason.SUSPENDED_BY_USER, "spec.suspend is true: the build goes on when it is false")
-    elif draft.condition(Type.BUILT) is None:
+    elif draft.build is None:
         draft.set(Type.BUILT, "False", Reason.SUSPENDED_BY_USER, "spec.suspend is true: the first build starts when it is false")
+    elif not draft.build.failed:
+        _tell_built(draft)
+    if draft.holds(Type.STALLED) and (draft.build is None or not draft.build.failed):
+        draft.set(Type.STALLED, "False", Reason.SUSPENDED_BY_USER, "what was wrong with the spec is corrected")
     draft.rest(Reason.SUSPENDED_BY_USER, "spec.suspend is true: nothing is built")
+
+
+def _pause(draft: BundleDraft) -> None:
+    """Of a build under way no pod goes on; when it is wanted again its Job is made anew, and goes on from what it has uploaded."""
+    child = _job_of(draft, draft.build) if draft.is_building and draft.build is not None else None
+    if child is not None and not child.deleting:
+        draft.act(DeleteChild(name=child.name, uid=child.uid))
 
 
 def _job_of(draft: BundleDraft, build: BuildStatus) -> ChildView | None:
