@@ -232,6 +232,8 @@ class BuildStatus(StatusModel):
     """When its first pod ran."""
     finished_at: datetime | None = None
     failed: bool = False
+    repeats: int | None = None
+    """How many builds just before it came to an end that was not told whole."""
 
 
 class BundleSummary(StatusModel):

@@ -484,6 +484,28 @@ def test_a_result_that_was_lost_is_fetched_by_another_build() -> None:
     assert status_of(told).phase is BundlePhase.READY
 
 
+def test_results_that_are_lost_again_and_again_end_the_bundles_builds() -> None:
+    status = status_of(look(bundle(**named("tone")), job("tone")))
+    for sequence in (1, 2, 3, 4):
+        done = (child(f"voices-012345-{sequence}", "Complete"),)
+        status = status_of(look(bundle(status, **named("tone")), job("tone"), children=done, at=30))
+    assert (status.phase, says(status, "Stalled")[1]) == (BundlePhase.FAILED, "CrashLoop")
+    assert "told of no version" in says(status, "Stalled")[2]
+    assert not look(bundle(status, **named("tone")), job("tone"), children=done, at=60).actions
+
+
+def test_a_termination_message_without_room_for_all_adapters_is_asked_for_again_and_taken_at_last() -> None:
+    spec, jobs = named("tone", "topic"), (job("tone"), job("topic"))
+    status = status_of(look(bundle(**spec), *jobs))
+    for sequence in (1, 2, 3, 4):
+        told = {"build": json.loads(report(sequence, result("tone")).snapshot.model_dump_json(by_alias=True))}
+        done = pod("voices-0", phase="Succeeded", termination=ended(0, told | {"reason": "", "message": ""}, reason="Completed"))
+        done_by = (child(f"voices-012345-{sequence}", "Complete"),)
+        planned = look(bundle(status, **spec), *jobs, children=done_by, pods=(done,), at=30)
+        status = status_of(planned)
+    assert (status.phase, planned.actions) == (BundlePhase.READY, ())
+
+
 def test_suspended_nothing_is_built_and_what_was_under_way_is_made_again() -> None:
     begun = status_of(look(bundle(**named("tone")), job("tone")))
     planned = look(bundle(begun, generation=2, suspend=True, **named("tone")), job("tone"), children=(child(),))

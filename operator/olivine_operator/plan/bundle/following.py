@@ -24,8 +24,11 @@ _POD_LAG = timedelta(seconds=10)
 _JOB_ENDS_BY_ITSELF = timedelta(seconds=30)
 
 
-def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathered: Gathered) -> bool:
-    """One look at the Job of the newest build; returns whether its result is lost, and is to be fetched by another build."""
+def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathered: Gathered, inputs: str) -> bool:
+    """One look at the Job of the newest build; returns whether its result is lost, and is to be fetched by another build.
+
+    `inputs` is the digest of what is wanted now.
+    """
     pods = draft.observed.pods
     failed = failures.failures_of(pods)
     snapshot = _newest_snapshot(draft, build)
@@ -36,7 +39,8 @@ def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathe
         draft.fail_build(by_user.to_status())
         return False
     if child.succeeded is not None:
-        return _complete(draft, child, snapshot, gathered)
+        names = {one.name for one in gathered.built_in} if build.digest == inputs else set[str]()
+        return _complete(draft, build, child, snapshot, gathered, names)
     if child.condition("Failed") is not None:
         _child_failed(draft, child)
         return False
@@ -69,14 +73,28 @@ def _newest_snapshot(draft: BundleDraft, build: BuildStatus) -> BuildSnapshot | 
     return found
 
 
-def _complete(draft: BundleDraft, child: ChildView, snapshot: BuildSnapshot | None, gathered: Gathered) -> bool:
+def _complete(
+    draft: BundleDraft, build: BuildStatus, child: ChildView, snapshot: BuildSnapshot | None, gathered: Gathered, names: set[str]
+) -> bool:
+    """`names`: of the adapters that the result tells of, where that is known."""
     result = snapshot.result if snapshot is not None else None
-    if result is None or result.bundle is None:
+    told = result.bundle is not None if result is not None else False
+    # A termination message has no room for many.
+    if result is None or not told or not names <= {one.name for one in result.adapters}:
         ended = child.succeeded
         if ended is not None and ended.since is not None and draft.now < ended.since + _POD_LAG:
             draft.look_again_in(1)
             return False
-        return True
+        if (build.repeats or 0) < incidents.CRASHES_ALLOWED:
+            return True
+    if result is None or not told:
+        message = (
+            f"the Job {child.name} completed, as those before it, and told of no version: its pods cannot reach the operator,"
+            " or spec.pods.image is no trainer of this release"
+        )
+        at = draft.now
+        draft.fail_build(Failure(category=Category.INFRASTRUCTURE, reason=Reason.CRASH_LOOP, message=message, at=at))
+        return False
     _take_adapters(draft, result, gathered)
     bundle = result.bundle
     draft.update(bundle=bundle, base=result.base or draft.status.base, next_retry_time=None, last_failure=None)

@@ -39,7 +39,7 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
     if spec.suspend:
         _suspend(draft)
     elif draft.build is not None and draft.is_building and (draft.build.digest == inputs or not _is_due(draft, spec, inputs)):
-        _go_on(draft, spec, gathered, draft.build)
+        _go_on(draft, spec, gathered, draft.build, inputs)
     elif _is_due(draft, spec, inputs):
         _begin(draft, spec, gathered)
     else:
@@ -62,7 +62,7 @@ def _is_due(draft: BundleDraft, spec: AdapterBundleSpec, inputs: str) -> bool:
     return asked or spec.update_policy == "OnChange" or build.generation != bundle.generation
 
 
-def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered) -> None:
+def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, *, repeats: int | None = None) -> None:
     """Start a build, unless something is waited for; then none of other inputs goes on either."""
     waiting = [one.name for one in gathered.candidates if one.state == "Waiting" and one.named]
     task = task_of(spec, gathered, draft.build.sequence + 1 if draft.build is not None else 1)
@@ -78,7 +78,7 @@ def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered) -> N
         message = "no FineTuneJob tells the base of these adapters any more: name it in spec.model"
         draft.stall(Reason.INVALID_SPEC, message)
     else:
-        _make(draft, spec, gathered, task)
+        _make(draft, spec, gathered, task, repeats)
 
 
 def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
@@ -92,7 +92,7 @@ def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
         )
 
 
-def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild) -> None:
+def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild, repeats: int | None) -> None:
     """Write the build down, and make its Job."""
     bundle, obstacle = draft.observed.bundle, draft.observed.obstacle
     name = job_name(bundle, task.sequence)
@@ -100,7 +100,14 @@ def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task:
         if child.name != name and not child.deleting:
             draft.act(DeleteChild(name=child.name, uid=child.uid))
     draft.update(
-        build=BuildStatus(sequence=task.sequence, digest=task.digest, generation=bundle.generation, job=name, update=bundle.update),
+        build=BuildStatus(
+            sequence=task.sequence,
+            digest=task.digest,
+            generation=bundle.generation,
+            job=name,
+            update=bundle.update,
+            repeats=repeats,
+        ),
         restarts=0,
         restart_times=[],
         next_retry_time=None,
@@ -110,7 +117,7 @@ def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task:
     _act(draft, spec, gathered, task)
 
 
-def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, build: BuildStatus) -> None:
+def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, build: BuildStatus, inputs: str) -> None:
     child = _job_of(draft, build)
     if child is not None and child.deleting:
         draft.go_on(Reason.WAITING_FOR_CHILD, f"the Job {child.name} is being deleted; it is made again when it is gone")
@@ -121,9 +128,9 @@ def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, buil
         draft.go_on(Reason.WAITING_FOR_CHILD, f"the spec gives the builder pod something else: the Job {child.name} is made again")
         return
     if child is not None:
-        if follow_build(draft, build, child, gathered):
+        if follow_build(draft, build, child, gathered, inputs):
             # Its result lies in the storage: another pod only has to tell it.
-            _begin(draft, spec, gathered)
+            _begin(draft, spec, gathered, repeats=(build.repeats or 0) + 1)
         return
     obstacle = draft.observed.obstacle
     if obstacle is not None:
