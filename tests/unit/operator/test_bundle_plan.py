@@ -250,6 +250,13 @@ def test_adapters_of_another_base_or_a_failed_job_are_rejected_and_the_others_ar
     assert "published no adapter" in str(reasons["whole"][1])
 
 
+def test_a_job_named_base_does_not_take_the_place_of_the_model_without_adapters() -> None:
+    labels = {"team": "voices"}
+    planned = look(bundle(selector={"matchLabels": labels}), job("base", labels=labels), job("tone", labels=labels))
+    assert [one.name for one in task(planned).adapters] == ["tone"]
+    assert "cannot be named base" in str(status_of(planned).adapters[0].reason)
+
+
 def test_the_base_that_is_served_stays_the_base() -> None:
     status = served("tone")
     planned = look(

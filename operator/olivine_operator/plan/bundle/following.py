@@ -40,7 +40,7 @@ def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathe
         return False
     if child.succeeded is not None:
         names = {one.name for one in gathered.built_in} if build.digest == inputs else set[str]()
-        return _complete(draft, build, child, snapshot, gathered, names)
+        return _complete(draft, build, child, snapshot, gathered=gathered, names=names)
     if child.condition("Failed") is not None:
         _child_failed(draft, child)
         return False
@@ -74,7 +74,13 @@ def _newest_snapshot(draft: BundleDraft, build: BuildStatus) -> BuildSnapshot | 
 
 
 def _complete(
-    draft: BundleDraft, build: BuildStatus, child: ChildView, snapshot: BuildSnapshot | None, gathered: Gathered, names: set[str]
+    draft: BundleDraft,
+    build: BuildStatus,
+    child: ChildView,
+    snapshot: BuildSnapshot | None,
+    *,
+    gathered: Gathered,
+    names: set[str],
 ) -> bool:
     """`names`: of the adapters that the result tells of, where that is known."""
     result = snapshot.result if snapshot is not None else None

@@ -18,6 +18,7 @@ from olivine_operator.plan.policy import selects
 from olivine_operator.plan.settings import LabelRequirement
 
 State = Literal["Ready", "Rejected", "Orphaned", "Waiting"]
+_BASE_NAME = "base"  # its file takes a generator back to the base
 _SHOWN = 12  # characters of a digest in a sentence
 
 
@@ -97,7 +98,10 @@ def _selected(selector: LabelSelector, jobs: Mapping[str, JobView], earlier: Map
         job, known = jobs.get(name), earlier.get(name)
         if job is not None and not _matches(selector, job):
             continue  # its user took it out by its labels
-        if job is None or job.status.get("phase") == Phase.SUCCEEDED or known is not None:
+        if name == _BASE_NAME:
+            reason = "an adapter cannot be named base, as its FineTuneJob is: that is the model without adapters; name it in spec.adapters"
+            yield Candidate(name=name, state="Rejected", reason=reason, named=False)
+        elif job is None or job.status.get("phase") == Phase.SUCCEEDED or known is not None:
             yield replace(_of_job(name, name, job, known), named=False)
 
 
