@@ -233,6 +233,34 @@ def test_a_further_job_makes_the_next_version_and_the_old_one_is_served_meanwhil
     assert status_of(running).phase is BundlePhase.VERIFYING
 
 
+def test_jobs_that_end_one_after_another_do_not_keep_a_version_from_being_made() -> None:
+    labels = {"team": "voices"}
+    spec: dict[str, Any] = {"selector": {"matchLabels": labels}}
+    tone, topic = job("tone", labels=labels), job("topic", labels=labels)
+    running = {"children": (child(),), "pods": (pod(phase="Running", running=True),)}
+    begun = status_of(look(bundle(status_of(look(bundle(**spec), tone)), **spec), tone, **running))
+    more = look(bundle(begun, **spec), tone, topic, **running)
+    assert (more.actions, [one.state for one in status_of(more).adapters]) == ((), ["Waiting", "Waiting"])
+    # A change of the spec is no job's end.
+    assert task(look(bundle(begun, generation=2, onnx={"precision": "fp32"}, **spec), tone, topic, **running)).sequence == 2
+    ended_by = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone"))}
+    done = look(bundle(status_of(more), **spec), tone, topic, **ended_by)
+    assert (status_of(done).phase, done.requeue_after) == (BundlePhase.READY, 0)
+    assert [one.name for one in task(look(bundle(status_of(done), **spec), tone, topic, **ended_by)).adapters] == ["tone", "topic"]
+
+
+def test_more_jobs_than_a_bundle_takes_push_none_out_and_are_told() -> None:
+    labels = {"team": "voices"}
+    spec: dict[str, Any] = {"selector": {"matchLabels": labels}}
+    jobs = [job(f"many-{number:02d}", labels=labels) for number in range(64)]
+    begun = status_of(look(bundle(**spec), *jobs))
+    done = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result(*(one.name for one in jobs)))}
+    first = status_of(look(bundle(begun, **spec), *jobs, **done))
+    more = look(bundle(first, **spec), *jobs, job("aaa", labels=labels), **done)
+    assert not more.actions
+    assert "1 more are left out: a bundle has at most 64" in says(status_of(more), "Reconciling")[2]
+
+
 def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> None:
     spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
     status = status_of(look(bundle(**spec), job("tone", Phase.RUNNING, labels={"team": "voices"})))
@@ -454,7 +482,9 @@ def test_a_failed_builds_job_is_ended_at_each_look_until_it_is() -> None:
         assert still.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
     # A user's exit code ends the Job by itself, and leaves the logs.
     by_user = look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(failing(12),), at=2)
-    assert (by_user.actions, by_user.requeue_after) == ((), 31)
+    assert by_user.actions == ()
+    soon = look(bundle(status_of(by_user), **spec), job("tone"), children=(child(),), pods=(failing(12),), at=2)
+    assert (soon.actions, soon.requeue_after) == ((), 31)
 
 
 def test_a_build_whose_inputs_are_gone_or_whose_spec_is_refused_does_not_run_on() -> None:

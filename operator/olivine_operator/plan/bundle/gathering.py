@@ -66,6 +66,9 @@ def gather(spec: AdapterBundleSpec, jobs: Mapping[str, JobView], status: Adapter
         kept = {name: one for name, one in earlier.items() if same and one.selected}
         found += [one for one in _selected(spec.selector, jobs, kept) if one.name not in taken]
     excess = max(0, len(found) - ADAPTER_LIMIT)
+    if excess:
+        # One that is served makes no room for one that comes later.
+        found.sort(key=lambda one: not one.named and one.name not in earlier)
     return _on_one_base(spec, found[:ADAPTER_LIMIT], status, earlier, excess)
 
 

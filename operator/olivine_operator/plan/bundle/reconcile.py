@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from olivine_api.adapterbundle import AdapterBundleSpec, BuildStatus
+from olivine_api.adapterbundle import ADAPTER_LIMIT, AdapterBundleSpec, BuildStatus
 from olivine_api.adapterbundle import BundleConditionType as Type
 from olivine_api.bundle_build import BundleBuild
 from olivine_api.reasons import Reason
@@ -38,7 +38,7 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
     _remove_old_jobs(draft)
     if spec.suspend:
         _suspend(draft)
-    elif draft.build is not None and draft.is_building and (draft.build.digest == inputs or not _is_due(draft, spec, inputs)):
+    elif draft.build is not None and draft.is_building and (_may_finish(draft, inputs) or not _is_due(draft, spec, inputs)):
         _go_on(draft, spec, gathered, draft.build, inputs)
     elif _is_due(draft, spec, inputs):
         _begin(draft, spec, gathered)
@@ -46,7 +46,18 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
         _settle(draft, spec, gathered, inputs)
     end_failed(draft)
     tell_adapters(draft, spec, gathered, inputs)
+    if draft.ended_now:
+        draft.look_again_in(0)  # other adapters may be there by now: nobody else will tell
     return draft.finish()
+
+
+def _may_finish(draft: BundleDraft, inputs: str) -> bool:
+    """Whether a build is of what is wanted, or runs well: jobs that end one after another must not keep each version from being made."""
+    build = draft.build
+    if build is None or build.digest == inputs:
+        return build is not None
+    same_spec = build.generation == draft.observed.bundle.generation
+    return same_spec and build.started_at is not None and draft.status.restarts == 0
 
 
 def _is_due(draft: BundleDraft, spec: AdapterBundleSpec, inputs: str) -> bool:
@@ -182,6 +193,10 @@ def _settle(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, inp
         _tell_built(draft)
         waiting = [one.name for one in gathered.candidates if one.state == "Waiting"]
         told = f"waits for the FineTuneJobs of {', '.join(waiting[:_SHOWN])}" if waiting else "the newest adapters are built in"
+        if gathered.excess:
+            told += (
+                f"; {gathered.excess} more are left out: a bundle has at most {ADAPTER_LIMIT}, so narrow spec.selector, or make two"
+            )
         # What is served does not change meanwhile: a GitOps controller need not wait.
         draft.rest(Reason.WAITING_FOR_JOBS if waiting else Reason.FINISHED, told)
     _retire(draft, spec)
