@@ -197,7 +197,9 @@ class AdapterStatus(StatusModel):
     model_digest: Digest | None = None
     """Of the base that it was trained on, where that is known."""
     version: int | None = None
-    """The bundle's version that it came with."""
+    """The bundle's version that it came with; absent where no version has it."""
+    selected: bool | None = None
+    """Whether spec.selector found it, rather than spec.adapters naming it."""
     state: Literal["Ready", "Rejected", "Orphaned", "Waiting"]
     reason: Message | None = None
 
@@ -230,6 +232,8 @@ class BuildStatus(StatusModel):
     """When its first pod ran."""
     finished_at: datetime | None = None
     failed: bool = False
+    repeats: int | None = None
+    """How many builds just before it came to an end that was not told whole."""
 
 
 class BundleSummary(StatusModel):

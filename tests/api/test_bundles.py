@@ -168,6 +168,7 @@ def test_a_bundle_gathers_jobs_as_they_finish_and_takes_each_version_over(ns: Na
     assert second.bundle.version == 2
     # The Job of the build before is gone; the newest stays for its logs.
     wait_for("one Job", lambda: [one["metadata"]["name"][-2:] for one in bundle.objects(JOBS)] == ["-2"], seconds=10)
+    assert [one["metadata"]["name"][-2:] for one in bundle.objects(CONFIG_MAPS)] == ["-2"]
 
     # Rest costs nothing, and a restarted operator does nothing again.
     version = ns.kube.must("GET", ns.path(BUNDLES, "voices"))["metadata"]["resourceVersion"]

@@ -19,7 +19,17 @@ from olivine_operator.plan.observed import (
     Report,
     WorkloadView,
 )
-from olivine_operator.runtime.api import ADAPTERBUNDLES, FINETUNEJOBS, JOBS, JOBSETS, OLD_WORKLOADS, PODS, WORKLOADS, Kind
+from olivine_operator.runtime.api import (
+    ADAPTERBUNDLES,
+    FINETUNEJOBS,
+    JOBS,
+    JOBSETS,
+    NAMESPACES,
+    OLD_WORKLOADS,
+    PODS,
+    WORKLOADS,
+    Kind,
+)
 from olivine_operator.runtime.cache import Cache, Shelf
 from olivine_operator.runtime.reports import Memory
 
@@ -89,6 +99,8 @@ class Feed:
         news = watched.shelf.put(view)
         if news:
             self._ask(view.key)
+            if watched.kind is NAMESPACES and (before is None or before.labels != view.labels):
+                self._ask_bundles_in(view.name)
             if watched.kind is FINETUNEJOBS and _concerns_bundles(before, view):
                 self.tell_bundles(view)
         return news
@@ -104,6 +116,12 @@ class Feed:
                 self.tell_bundles(known)
         elif watched.kind is ADAPTERBUNDLES:
             self._builds.forget(uid)
+
+    def _ask_bundles_in(self, namespace: str) -> None:
+        """Another policy may hold there: a spec that was refused waits for that, too."""
+        for bundle in self._cache.bundles:
+            if bundle.namespace == namespace:
+                self._ask(bundle.key)
 
     def tell_bundles(self, job: JobView) -> None:
         """Asks for a look at the bundles of its namespace that may take its adapter."""

@@ -166,7 +166,7 @@ class ChildView:
     asked_pods: int | None = None
     """spec.pods.count when it was made or resized."""
     resources_digest: str = ""
-    """Of spec.pods.resources then."""
+    """Of spec.pods.resources then; of a build: of all that the spec gives its pod."""
     config_digest: str = ""
     """Of the changing part of its ConfigMap."""
     queued: bool = False

@@ -137,9 +137,9 @@ class KubeApi:
         path, query = kind.path(namespace, name), {"fieldManager": FIELD_MANAGER}
         return await self.request("PATCH", kind, path, body=operations, query=query, content_type=JSON_PATCH)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, by_force: bool = False) -> None:
-        """Deletes exactly this object, its dependents in the background; one that is gone already is fine."""
-        body: Json = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, by_force: bool = False) -> None:
+        """Deletes the object, with a uid exactly this one, its dependents in the background; one that is gone already is fine."""
+        body: Json = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid is not None else {})
         if by_force:
             body["gracePeriodSeconds"] = 0
         try:

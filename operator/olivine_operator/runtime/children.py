@@ -4,7 +4,15 @@ import logging
 
 from olivine_api import names
 from olivine_api.reasons import Reason
-from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, ChildKind, ChildView, JobView, Obstacle, controller_uid
+from olivine_operator.plan.observed import (
+    ANNOTATION_CONFIG_DIGEST,
+    BundleView,
+    ChildKind,
+    ChildView,
+    JobView,
+    Obstacle,
+    controller_uid,
+)
 from olivine_operator.plan.outcome import (
     Action,
     CreateChild,
@@ -61,6 +69,9 @@ class Children:
                 await self._create_one(job, SERVICES, action.service)
             case DeleteChild():
                 about(_log, job).info("deleting %s %s", action.kind, action.name)
+                if isinstance(job, BundleView):
+                    # Each build has one of its own; first, since without its Job nobody would look for it.
+                    await self._api.delete(CONFIG_MAPS, job.namespace, action.name)
                 await self._api.delete(_KINDS[action.kind], job.namespace, action.name, uid=action.uid)
             case SetWorkloadActive():
                 await set_active(self._api, job, action)

@@ -233,23 +233,32 @@ def test_a_further_job_makes_the_next_version_and_the_old_one_is_served_meanwhil
     assert status_of(running).phase is BundlePhase.VERIFYING
 
 
-def test_a_build_that_runs_is_superseded_by_its_user_and_not_by_jobs_that_end() -> None:
-    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
+def test_jobs_that_end_one_after_another_do_not_keep_a_version_from_being_made() -> None:
     labels = {"team": "voices"}
-    begun = status_of(look(bundle(**spec), job("tone", labels=labels)))
-    jobs, running = (job("tone", labels=labels), job("topic", labels=labels)), (pod(phase="Running"),)
-    held = look(bundle(begun, **spec), *jobs, children=(child(),), pods=running)
-    assert not held.actions
-    assert [(one.name, one.state) for one in status_of(held).adapters] == [("tone", "Waiting"), ("topic", "Waiting")]
-    # When it is done, the next one begins at once.
-    done = look(
-        bundle(status_of(held), **spec), *jobs, children=(child("voices-012345-1", "Complete"),), report=report(1, result("tone"))
-    )
-    assert done.requeue_after == 0
-    assert task(look(bundle(status_of(done), **spec), *jobs, children=(child("voices-012345-1", "Complete"),))).sequence == 2
-    edited = look(bundle(status_of(held), generation=2, **named("topic")), *jobs, children=(child(),), pods=running)
-    assert [one.name for one in task(edited).adapters] == ["topic"]
-    assert DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1") in edited.actions
+    spec: dict[str, Any] = {"selector": {"matchLabels": labels}}
+    tone, topic = job("tone", labels=labels), job("topic", labels=labels)
+    running = {"children": (child(),), "pods": (pod(phase="Running", running=True),)}
+    begun = status_of(look(bundle(status_of(look(bundle(**spec), tone)), **spec), tone, **running))
+    more = look(bundle(begun, **spec), tone, topic, **running)
+    assert (more.actions, [one.state for one in status_of(more).adapters]) == ((), ["Waiting", "Waiting"])
+    # A change of the spec is no job's end.
+    assert task(look(bundle(begun, generation=2, onnx={"precision": "fp32"}, **spec), tone, topic, **running)).sequence == 2
+    ended_by = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone"))}
+    done = look(bundle(status_of(more), **spec), tone, topic, **ended_by)
+    assert (status_of(done).phase, done.requeue_after) == (BundlePhase.READY, 0)
+    assert [one.name for one in task(look(bundle(status_of(done), **spec), tone, topic, **ended_by)).adapters] == ["tone", "topic"]
+
+
+def test_more_jobs_than_a_bundle_takes_push_none_out_and_are_told() -> None:
+    labels = {"team": "voices"}
+    spec: dict[str, Any] = {"selector": {"matchLabels": labels}}
+    jobs = [job(f"many-{number:02d}", labels=labels) for number in range(64)]
+    begun = status_of(look(bundle(**spec), *jobs))
+    done = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result(*(one.name for one in jobs)))}
+    first = status_of(look(bundle(begun, **spec), *jobs, **done))
+    more = look(bundle(first, **spec), *jobs, job("aaa", labels=labels), **done)
+    assert not more.actions
+    assert "1 more are left out: a bundle has at most 64" in says(status_of(more), "Reconciling")[2]
 
 
 def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> None:
@@ -267,6 +276,13 @@ def test_adapters_of_another_base_or_a_failed_job_are_rejected_and_the_others_ar
     assert "it was trained on the base cccccccccccc, and the bundle's is bbbbbbbbbbbb (of tone)" in str(reasons["other"][1])
     assert reasons["failed"] == ("Rejected", "the FineTuneJob failed failed: GateUnmet, accuracy 0.2 < 0.9")
     assert "published no adapter" in str(reasons["whole"][1])
+
+
+def test_a_job_named_base_does_not_take_the_place_of_the_model_without_adapters() -> None:
+    labels = {"team": "voices"}
+    planned = look(bundle(selector={"matchLabels": labels}), job("base", labels=labels), job("tone", labels=labels))
+    assert [one.name for one in task(planned).adapters] == ["tone"]
+    assert "cannot be named base" in str(status_of(planned).adapters[0].reason)
 
 
 def test_the_base_that_is_served_stays_the_base() -> None:
@@ -310,6 +326,59 @@ def test_a_job_that_is_trained_again_or_fails_costs_nothing_that_was_good() -> N
         children=(child("voices-012345-1", "Complete"),),
     )
     assert [one.digest for one in task(newer).adapters] == ["d-tone", "newer"]
+
+
+@pytest.mark.parametrize("now", [job("topic", Phase.RUNNING), job("topic", Phase.FAILED), job("topic", base="c" * 64, digest="n")])
+def test_an_adapter_of_a_version_stays_at_every_look_and_is_ready_when_its_job_is_back_with_the_same(now: JobView) -> None:
+    spec, tone, done = named("tone", "topic"), job("tone"), (child("voices-012345-1", "Complete"),)
+    first = served("tone", "topic")
+    first = first.model_copy(update={"adapters": [one.model_copy(update={"model_digest": BASE}) for one in first.adapters]})
+    status = status_of(look(bundle(first, **spec), tone, now, children=done))
+    assert look(bundle(status, **spec), tone, now, children=done) == BundlePlan()
+    gone = status_of(look(bundle(status, **spec), tone, children=done))
+    assert [(one.name, one.state) for one in gone.adapters] == [("tone", "Ready"), ("topic", "Orphaned")]
+    for before in (status, gone):
+        back = look(bundle(before, **spec), tone, job("topic"), children=done)
+        assert not back.actions
+        assert [(one.state, one.reason) for one in status_of(back).adapters] == [("Ready", None)] * 2
+
+
+def test_while_a_newer_one_is_built_its_job_may_go_and_the_earlier_one_stays() -> None:
+    spec, tone, done = named("tone", "topic"), job("tone"), (child("voices-012345-1", "Complete"),)
+    retrained = status_of(look(bundle(served("tone", "topic"), **spec), tone, job("topic", Phase.RUNNING), children=done))
+    building = status_of(look(bundle(retrained, **spec), tone, job("topic", digest="newer"), children=done))
+    gone = look(bundle(building, **spec), tone, children=(child("voices-012345-2"),))
+    assert [one.digest for one in task(gone).adapters] == ["d-tone", "d-topic"]
+
+
+def test_an_adapter_that_spec_adapters_names_no_more_leaves_though_there_is_a_selector() -> None:
+    selector = {"selector": {"matchLabels": {"team": "voices"}}}
+    both: dict[str, Any] = {"adapters": [{"name": "topic", "jobRef": {"name": "topic"}}], **selector}
+    jobs = (job("tone", labels={"team": "voices"}), job("topic"))
+    begun = status_of(look(bundle(**both), *jobs))
+    done = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone", "topic"))}
+    first = status_of(look(bundle(begun, **both), *jobs, **done))
+    assert [(one.name, one.selected) for one in first.adapters] == [("topic", None), ("tone", True)]
+    left = look(bundle(first, generation=2, **selector), *jobs, children=done["children"])
+    assert [one.name for one in task(left).adapters] == ["tone"]
+    # What the selector had found stays when its job is deleted.
+    assert [one.state for one in status_of(look(bundle(first, **both), jobs[1], children=done["children"])).adapters] == [
+        "Ready",
+        "Orphaned",
+    ]
+
+
+def test_a_build_that_rejects_all_costs_no_orphan_of_the_version_that_is_served() -> None:
+    spec, done = named("tone"), (child("voices-012345-1", "Complete"),)
+    orphaned = status_of(look(bundle(served("tone"), **spec), children=done))
+    wrong = spec | {"model": {"uri": "hf://org/other"}}
+    begun = status_of(look(bundle(orphaned, generation=2, **wrong), children=done))
+    none = result(rejected={"tone": "of another base"}).model_copy(update={"bundle": None})
+    pods = (failing(12, build=json.loads(report(2, none).snapshot.model_dump_json(by_alias=True))),)
+    failed = status_of(look(bundle(begun, generation=2, **wrong), children=(child("voices-012345-2"),), pods=pods))
+    assert failed.phase is BundlePhase.FAILED
+    righted = look(bundle(failed, generation=3, **spec), children=(child("voices-012345-2", "Failed"),), pods=pods)
+    assert [(one.name, one.digest) for one in task(righted).adapters] == [("tone", "d-tone")]
 
 
 def test_a_newer_source_that_was_rejected_is_told_under_the_one_that_stays() -> None:
@@ -375,6 +444,66 @@ def test_failures_of_the_platform_are_counted_and_end_the_build_on_overrun() -> 
     assert planned.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
 
 
+def test_a_failed_build_is_tried_again_when_the_spec_gives_its_pod_what_it_lacked() -> None:
+    begun = status_of(look(bundle(**named("tone")), job("tone")))
+    small = {"resources": {"limits": {"memory": "2Gi"}}}
+    refused = Obstacle(reason="InvalidSpec", message="spec.pods.resources", permanent=True)
+    failed = status_of(look(bundle(begun, **named("tone")), job("tone"), obstacle=refused))
+    assert (failed.phase, look(bundle(failed, **named("tone")), job("tone"))) == (BundlePhase.FAILED, BundlePlan())
+    righted = look(bundle(failed, generation=2, pods=small, **named("tone")), job("tone"))
+    assert (task(righted).sequence, status_of(righted).phase) == (2, BundlePhase.PENDING)
+
+
+def test_a_pod_that_cannot_start_is_made_again_when_the_spec_gives_it_something_else_and_no_other_is() -> None:
+    begun = look(bundle(**named("tone")), job("tone"))
+    made = created(begun).job["metadata"]["annotations"]["olivine.dev/resources-digest"]
+    there = {"children": (child(resources_digest=made),), "pods": (pod("voices-0"),)}
+    status = status_of(begun)
+    kept = look(bundle(status, generation=2, retention={"versions": 9}, **named("tone")), job("tone"), **there)
+    assert not kept.actions
+    spec: dict[str, Any] = {"pods": {"image": "mended"}, **named("tone")}
+    planned = look(bundle(status, generation=2, **spec), job("tone"), **there)
+    assert planned.actions == (DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),)
+    again = look(bundle(status_of(planned), generation=2, **spec), job("tone"))
+    assert (task(again).sequence, created(again).job["spec"]["template"]["spec"]["containers"][0]["image"]) == (1, "mended")
+    assert says(status_of(again), "Built")[1] == "WaitingForPod"
+    there = {"children": (child(resources_digest=made),), "pods": (pod("voices-0"),)}
+    assert not look(bundle(status_of(again), generation=2, **spec), job("tone"), **there).actions  # by the generation alone
+
+
+def test_a_failed_builds_job_is_ended_at_each_look_until_it_is() -> None:
+    spec: dict[str, Any] = named("tone") | {"retries": {"maxRestarts": 0}}
+    begun = status_of(look(bundle(**spec), job("tone")))
+    crash = failing(30, "StorageUnavailable")
+    failed = status_of(look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(crash,), at=2))
+    # The operator died between the status and the Job.
+    for changes in ({}, {"suspend": True}, {"pods": {"count": 2}}):
+        still = look(bundle(failed, **spec, **changes), job("tone"), children=(child(),), pods=(crash,), at=3)
+        assert still.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
+    # A user's exit code ends the Job by itself, and leaves the logs.
+    by_user = look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(failing(12),), at=2)
+    assert by_user.actions == ()
+    soon = look(bundle(status_of(by_user), **spec), job("tone"), children=(child(),), pods=(failing(12),), at=2)
+    assert (soon.actions, soon.requeue_after) == ((), 31)
+
+
+def test_a_build_whose_inputs_are_gone_or_whose_spec_is_refused_does_not_run_on() -> None:
+    spec = named("tone", "topic")
+    begun = status_of(look(bundle(**spec), job("tone"), job("topic")))
+    running = {"children": (child(),), "pods": (pod(phase="Running"),)}
+    deletion = (DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),)
+    waits = look(bundle(begun, **spec), job("tone"), **running)
+    assert (waits.actions, status_of(waits).phase) == (deletion, BundlePhase.WAITING)
+    back = look(bundle(status_of(waits), **spec), job("tone"), job("topic"))
+    assert (task(back).sequence, status_of(back).phase) == (1, BundlePhase.PENDING)
+    refused = look(bundle(begun, generation=2, pods={"count": 2}, **spec), job("tone"), job("topic"), **running)
+    assert (refused.actions, status_of(refused).phase) == (deletion, BundlePhase.FAILED)
+    righted = look(bundle(status_of(refused), generation=3, **spec), job("tone"), job("topic"))
+    assert (task(righted).sequence, says(status_of(righted), "Stalled")[0]) == (1, "False")
+    suspended = status_of(look(bundle(status_of(refused), generation=3, suspend=True, **spec), job("tone"), job("topic")))
+    assert (says(suspended, "Stalled")[0], says(suspended, "Built")[1]) == ("False", "SuspendedByUser")
+
+
 def test_a_result_that_was_lost_is_fetched_by_another_build() -> None:
     begun = status_of(look(bundle(**named("tone")), job("tone")))
     early = look(bundle(begun, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),), at=3)
@@ -390,6 +519,28 @@ def test_a_result_that_was_lost_is_fetched_by_another_build() -> None:
     done = pod("voices-0", phase="Succeeded", termination=ended(0, message, reason="Completed"))
     told = look(bundle(begun, **named("tone")), job("tone"), children=(child("voices-012345-1", "Complete"),), pods=(done,), at=3)
     assert status_of(told).phase is BundlePhase.READY
+
+
+def test_results_that_are_lost_again_and_again_end_the_bundles_builds() -> None:
+    status = status_of(look(bundle(**named("tone")), job("tone")))
+    for sequence in (1, 2, 3, 4):
+        done = (child(f"voices-012345-{sequence}", "Complete"),)
+        status = status_of(look(bundle(status, **named("tone")), job("tone"), children=done, at=30))
+    assert (status.phase, says(status, "Stalled")[1]) == (BundlePhase.FAILED, "CrashLoop")
+    assert "told of no version" in says(status, "Stalled")[2]
+    assert not look(bundle(status, **named("tone")), job("tone"), children=done, at=60).actions
+
+
+def test_a_termination_message_without_room_for_all_adapters_is_asked_for_again_and_taken_at_last() -> None:
+    spec, jobs = named("tone", "topic"), (job("tone"), job("topic"))
+    status = status_of(look(bundle(**spec), *jobs))
+    for sequence in (1, 2, 3, 4):
+        told = {"build": json.loads(report(sequence, result("tone")).snapshot.model_dump_json(by_alias=True))}
+        done = pod("voices-0", phase="Succeeded", termination=ended(0, told | {"reason": "", "message": ""}, reason="Completed"))
+        done_by = (child(f"voices-012345-{sequence}", "Complete"),)
+        planned = look(bundle(status, **spec), *jobs, children=done_by, pods=(done,), at=30)
+        status = status_of(planned)
+    assert (status.phase, planned.actions) == (BundlePhase.READY, ())
 
 
 def test_suspended_nothing_is_built_and_what_was_under_way_is_made_again() -> None:

@@ -14,7 +14,7 @@ from olivine_operator.plan.child import indexed_job_spec
 from olivine_operator.plan.live_config import canonical, digest_of
 from olivine_operator.plan.naming import child_labels, child_name, owner_reference
 from olivine_operator.plan.needs import PodNeeds, claims_of, secret_source
-from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, KUEUE_QUEUE_LABEL, BundleView
+from olivine_operator.plan.observed import ANNOTATION_CONFIG_DIGEST, ANNOTATION_RESOURCES, KUEUE_QUEUE_LABEL, BundleView
 from olivine_operator.plan.outcome import CreateChild
 from olivine_operator.plan.pod import pod_template
 from olivine_operator.plan.settings import OperatorSettings
@@ -36,6 +36,12 @@ def inputs_digest(spec: AdapterBundleSpec, gathered: Gathered) -> str:
         "publish": spec.publish.uri if spec.publish is not None else None,
     }
     return hashlib.sha256(canonical(inputs).encode()).hexdigest()
+
+
+def means_digest(spec: AdapterBundleSpec) -> str:
+    """Tells what the spec gives a builder pod beside its inputs: where that changes, a build under way is made again."""
+    members = {"pods", "storage", "model", "publish", "adapters"}
+    return digest_of({"means": canonical(spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=members))})
 
 
 def task_of(spec: AdapterBundleSpec, gathered: Gathered, sequence: int) -> BundleBuild | None:
@@ -104,7 +110,11 @@ def build_job(
 
     def job(wanted: PodNeeds) -> dict[str, Any]:
         template = pod_template(bundle, wanted, settings, config_map=name)
-        noted = {ANNOTATION_CONFIG_DIGEST: digest_of(live), names.ANNOTATION_SPEC_DIGEST: task.digest}
+        noted = {
+            ANNOTATION_CONFIG_DIGEST: digest_of(live),
+            names.ANNOTATION_SPEC_DIGEST: task.digest,
+            ANNOTATION_RESOURCES: means_digest(spec),
+        }
         return {
             "apiVersion": "batch/v1",
             "kind": "Job",

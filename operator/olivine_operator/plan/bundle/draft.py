@@ -36,6 +36,13 @@ class BundleDraft(Drafting[AdapterBundleStatus]):
         """Whether the newest build has not come to an end."""
         return self.build is not None and self.build.finished_at is None
 
+    @property
+    def ended_now(self) -> bool:
+        """Whether the newest build has come to an end at this look."""
+        before, build = self.before.build, self.build
+        was_building = before is not None and before.finished_at is None
+        return was_building and build is not None and build.finished_at is not None
+
     def update_build(self, **fields: Any) -> None:
         """Sets members of the newest build."""
         if self.build is not None:

@@ -21,10 +21,14 @@ from olivine_operator.plan.outcome import DeleteChild, SuspendChild, WriteConfig
 
 # A Job's end and its pod's come by different watches.
 _POD_LAG = timedelta(seconds=10)
+_JOB_ENDS_BY_ITSELF = timedelta(seconds=30)
 
 
-def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathered: Gathered) -> bool:
-    """One look at the Job of the newest build; returns whether its result is lost, and is to be fetched by another build."""
+def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathered: Gathered, inputs: str) -> bool:
+    """One look at the Job of the newest build; returns whether its result is lost, and is to be fetched by another build.
+
+    `inputs` is the digest of what is wanted now.
+    """
     pods = draft.observed.pods
     failed = failures.failures_of(pods)
     snapshot = _newest_snapshot(draft, build)
@@ -35,12 +39,13 @@ def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathe
         draft.fail_build(by_user.to_status())
         return False
     if child.succeeded is not None:
-        return _complete(draft, child, snapshot, gathered)
+        names = {one.name for one in gathered.built_in} if build.digest == inputs else set[str]()
+        return _complete(draft, build, child, snapshot, gathered=gathered, names=names)
     if child.condition("Failed") is not None:
         _child_failed(draft, child)
         return False
     _count(draft, failed)
-    if _overrun(draft, child, failed) or _late(draft, child):
+    if _overrun(draft, failed) or _late(draft):
         return False
     if draft.observed.ca_certificate and child.config_digest != digest_of(live := live_config(draft.observed.ca_certificate)):
         draft.act(WriteConfig(name=child.name, data=live, digest=digest_of(live)))
@@ -68,14 +73,34 @@ def _newest_snapshot(draft: BundleDraft, build: BuildStatus) -> BuildSnapshot | 
     return found
 
 
-def _complete(draft: BundleDraft, child: ChildView, snapshot: BuildSnapshot | None, gathered: Gathered) -> bool:
+def _complete(
+    draft: BundleDraft,
+    build: BuildStatus,
+    child: ChildView,
+    snapshot: BuildSnapshot | None,
+    *,
+    gathered: Gathered,
+    names: set[str],
+) -> bool:
+    """`names`: of the adapters that the result tells of, where that is known."""
     result = snapshot.result if snapshot is not None else None
-    if result is None or result.bundle is None:
+    told = result.bundle is not None if result is not None else False
+    # A termination message has no room for many.
+    if result is None or not told or not names <= {one.name for one in result.adapters}:
         ended = child.succeeded
         if ended is not None and ended.since is not None and draft.now < ended.since + _POD_LAG:
             draft.look_again_in(1)
             return False
-        return True
+        if (build.repeats or 0) < incidents.CRASHES_ALLOWED:
+            return True
+    if result is None or not told:
+        message = (
+            f"the Job {child.name} completed, as those before it, and told of no version: its pods cannot reach the operator,"
+            " or spec.pods.image is no trainer of this release"
+        )
+        at = draft.now
+        draft.fail_build(Failure(category=Category.INFRASTRUCTURE, reason=Reason.CRASH_LOOP, message=message, at=at))
+        return False
     _take_adapters(draft, result, gathered)
     bundle = result.bundle
     draft.update(bundle=bundle, base=result.base or draft.status.base, next_retry_time=None, last_failure=None)
@@ -87,7 +112,17 @@ def _complete(draft: BundleDraft, child: ChildView, snapshot: BuildSnapshot | No
 def _take_adapters(draft: BundleDraft, result: BuildResult, gathered: Gathered) -> None:
     built_in = {one.name: one for one in gathered.built_in}
     version = result.bundle.version if result.bundle is not None else 0
-    draft.update(adapters=merged(result.adapters, built_in, version))
+    adapters = merged(result.adapters, built_in, version)
+    if result.bundle is None:
+        # What the version that is served has stays known: its numbers, and where its adapters came from.
+        served = {one.name: one for one in draft.status.adapters if one.version is not None}
+        adapters = [
+            served[one.name].model_copy(update={"state": one.state, "reason": one.reason}) if one.name in served else one
+            for one in adapters
+        ]
+        told = {one.name for one in adapters}
+        adapters += [one for name, one in served.items() if name not in told]
+    draft.update(adapters=adapters)
 
 
 def _tell_version(draft: BundleDraft, result: BuildResult) -> None:
@@ -133,7 +168,7 @@ def _count(draft: BundleDraft, failed: tuple[PodFailure, ...]) -> None:
         draft.update(last_failure=failed[-1].to_status())
 
 
-def _overrun(draft: BundleDraft, child: ChildView, failed: tuple[PodFailure, ...]) -> bool:
+def _overrun(draft: BundleDraft, failed: tuple[PodFailure, ...]) -> bool:
     retries, status, last = draft.wishes.retries, draft.status, draft.status.last_failure
     if last is None:
         return False
@@ -149,11 +184,10 @@ def _overrun(draft: BundleDraft, child: ChildView, failed: tuple[PodFailure, ...
         draft.fail_build(last, reason=Reason.CRASH_LOOP, message=message)
     else:
         return False
-    end_job(draft, child)
     return True
 
 
-def _late(draft: BundleDraft, child: ChildView) -> bool:
+def _late(draft: BundleDraft) -> bool:
     """Ends a build that ran for too long, all its pods together."""
     limit = draft.wishes.active_deadline_seconds
     if limit is None:
@@ -171,15 +205,22 @@ def _late(draft: BundleDraft, child: ChildView) -> bool:
         f"spec.activeDeadlineSeconds is {limit}, and this build has been running for {int(spent)} s, all its pods together:"
         " allow more; what it has uploaded is not made again",
     )
-    end_job(draft, child)
     return True
 
 
-def end_job(draft: BundleDraft, child: ChildView) -> None:
-    """Of a build that has ended no pod goes on; logs stay, unless Kueue would let it run again."""
-    if child.deleting or child.finished:
+def end_failed(draft: BundleDraft) -> None:
+    """At each look: of a build that has failed no pod goes on; logs stay, unless Kueue would let it run again."""
+    build, last = draft.build, draft.status.last_failure
+    child = next((one for one in draft.observed.children if build is not None and one.name == build.job), None)
+    if build is None or not build.failed or build.finished_at is None or child is None or child.deleting or child.finished:
         return
-    if child.queued:
+    if child.suspended and not child.queued:
+        return
+    # The Job controller ends a Job by itself where a pod's exit code says so.
+    by_itself = last is not None and last.category is Category.USER and last.reason != Reason.DEADLINE_EXCEEDED
+    if by_itself and draft.now < build.finished_at + _JOB_ENDS_BY_ITSELF:
+        draft.look_again_at(build.finished_at + _JOB_ENDS_BY_ITSELF)
+    elif child.queued:
         draft.act(DeleteChild(name=child.name, uid=child.uid))
-    elif not child.suspended:
+    else:
         draft.act(SuspendChild(name=child.name, suspend=True))

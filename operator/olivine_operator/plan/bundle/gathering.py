@@ -18,6 +18,7 @@ from olivine_operator.plan.policy import selects
 from olivine_operator.plan.settings import LabelRequirement
 
 State = Literal["Ready", "Rejected", "Orphaned", "Waiting"]
+_BASE_NAME = "base"  # its file takes a generator back to the base
 _SHOWN = 12  # characters of a digest in a sentence
 
 
@@ -55,14 +56,20 @@ class Gathered:
 
 def gather(spec: AdapterBundleSpec, jobs: Mapping[str, JobView], status: AdapterBundleStatus) -> Gathered:
     """The adapters, and the base that they share."""
-    earlier = {one.name: one for one in status.adapters if one.digest is not None and one.state != "Rejected"}
+    # Whatever is said of it now: a job that fails where one had succeeded costs nothing either.
+    earlier = {one.name: one for one in status.adapters if one.digest is not None and one.version is not None}
     found = [_named(adapter, jobs, earlier.get(adapter.name)) for adapter in spec.adapters or ()]
     if spec.selector is not None:
         taken = {one.name for one in found}
         same = selector_digest(spec.selector) == status.selector_digest
-        found += [one for one in _selected(spec.selector, jobs, earlier if same else {}) if one.name not in taken]
+        # What spec.adapters named, and names no more, is not the selector's to keep.
+        kept = {name: one for name, one in earlier.items() if same and one.selected}
+        found += [one for one in _selected(spec.selector, jobs, kept) if one.name not in taken]
     excess = max(0, len(found) - ADAPTER_LIMIT)
-    return _on_one_base(spec, found[:ADAPTER_LIMIT], status, excess)
+    if excess:
+        # One that is served makes no room for one that comes later.
+        found.sort(key=lambda one: not one.named and one.name not in earlier)
+    return _on_one_base(spec, found[:ADAPTER_LIMIT], status, earlier, excess)
 
 
 def selector_digest(selector: LabelSelector | None) -> str | None:
@@ -94,7 +101,10 @@ def _selected(selector: LabelSelector, jobs: Mapping[str, JobView], earlier: Map
         job, known = jobs.get(name), earlier.get(name)
         if job is not None and not _matches(selector, job):
             continue  # its user took it out by its labels
-        if job is None or job.status.get("phase") == Phase.SUCCEEDED or known is not None:
+        if name == _BASE_NAME:
+            reason = "an adapter cannot be named base, as its FineTuneJob is: that is the model without adapters; name it in spec.adapters"
+            yield Candidate(name=name, state="Rejected", reason=reason, named=False)
+        elif job is None or job.status.get("phase") == Phase.SUCCEEDED or known is not None:
             yield replace(_of_job(name, name, job, known), named=False)
 
 
@@ -145,7 +155,7 @@ def _stays(name: str, state: State, reason: str, earlier: AdapterStatus | None) 
     if earlier is None:
         return Candidate(name=name, state=state, reason=reason)
     built = BuildAdapter(name=name, uri=earlier.source, digest=earlier.digest, model_digest=earlier.model_digest)
-    kept = reason if state == "Orphaned" else f"{reason}; what version {earlier.version or 1} has under this name stays"
+    kept = reason if state == "Orphaned" else f"{reason}; what version {earlier.version} has under this name stays"
     return Candidate(name=name, state=state, reason=kept, adapter=built)
 
 
@@ -173,7 +183,13 @@ def _addresses(job: JobView) -> tuple[Storage | None, BundleModel | None]:
     return storage, model
 
 
-def _on_one_base(spec: AdapterBundleSpec, found: Sequence[Candidate], status: AdapterBundleStatus, excess: int) -> Gathered:
+def _on_one_base(
+    spec: AdapterBundleSpec,
+    found: Sequence[Candidate],
+    status: AdapterBundleStatus,
+    earlier: Mapping[str, AdapterStatus],
+    excess: int,
+) -> Gathered:
     """The spec's base; without one, that of the version that is served, else of the first adapter. Others' adapters are rejected."""
     if spec.model is not None:
         return Gathered(candidates=tuple(found), model=spec.model, excess=excess)
@@ -185,11 +201,11 @@ def _on_one_base(spec: AdapterBundleSpec, found: Sequence[Candidate], status: Ad
         return Gathered(candidates=tuple(found), model=_known_model(status), model_digest=served, excess=excess)
     digest = first.adapter.model_digest
     model = next((one.model for one in known if one.model is not None and one.adapter and one.adapter.model_digest == digest), None)
-    checked = tuple(_checked(one, str(digest), first.name) for one in found)
+    checked = tuple(_checked(one, str(digest), first.name, earlier.get(one.name)) for one in found)
     return Gathered(candidates=checked, model=model or _known_model(status), model_digest=digest, excess=excess)
 
 
-def _checked(one: Candidate, digest: str, first: str) -> Candidate:
+def _checked(one: Candidate, digest: str, first: str, earlier: AdapterStatus | None) -> Candidate:
     adapter = one.adapter
     if adapter is None or adapter.model_digest in (None, digest):
         return one
@@ -197,7 +213,8 @@ def _checked(one: Candidate, digest: str, first: str) -> Candidate:
         f"it was trained on the base {str(adapter.model_digest)[:_SHOWN]}, and the bundle's is {digest[:_SHOWN]} (of {first}): "
         "put it into a bundle of its own, or name the base that is meant in spec.model"
     )
-    return Candidate(name=one.name, state="Rejected", reason=reason, named=one.named)
+    stays = earlier if earlier is not None and earlier.model_digest in (None, digest) else None
+    return replace(_stays(one.name, "Rejected", reason, stays), named=one.named)
 
 
 def _known_model(status: AdapterBundleStatus) -> BundleModel | None:

@@ -6,6 +6,8 @@ from olivine_api.bundle_build import BuildStage
 from olivine_api.reasons import Reason
 from olivine_operator.plan.conditions import find, holds
 
+# A build that is written down, and does not go on.
+_AT_REST = (Reason.SUSPENDED_BY_USER, Reason.WAITING_FOR_JOBS, Reason.NO_ADAPTERS)
 _LATE_STAGES = (BuildStage.VERIFYING, BuildStage.PUBLISHING)
 
 
@@ -14,7 +16,7 @@ def phase_of(status: AdapterBundleStatus) -> BundlePhase:
     built, build = find(status.conditions, Type.BUILT), status.build
     if holds(status.conditions, Type.STALLED):
         return BundlePhase.FAILED
-    if build is not None and build.finished_at is None and built is not None and built.reason != Reason.SUSPENDED_BY_USER:
+    if build is not None and build.finished_at is None and built is not None and built.reason not in _AT_REST:
         if build.stage in _LATE_STAGES:
             return BundlePhase.VERIFYING
         return BundlePhase.BUILDING if build.started_at is not None else BundlePhase.PENDING

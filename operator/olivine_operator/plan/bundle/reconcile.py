@@ -2,13 +2,13 @@
 
 from datetime import datetime, timedelta
 
-from olivine_api.adapterbundle import AdapterBundleSpec, BuildStatus
+from olivine_api.adapterbundle import ADAPTER_LIMIT, AdapterBundleSpec, BuildStatus
 from olivine_api.adapterbundle import BundleConditionType as Type
 from olivine_api.bundle_build import BundleBuild
 from olivine_api.reasons import Reason
-from olivine_operator.plan.bundle.build import build_job, inputs_digest, job_name, task_of
+from olivine_operator.plan.bundle.build import build_job, inputs_digest, job_name, means_digest, task_of
 from olivine_operator.plan.bundle.draft import BundleDraft
-from olivine_operator.plan.bundle.following import follow_build
+from olivine_operator.plan.bundle.following import end_failed, follow_build
 from olivine_operator.plan.bundle.gathering import Gathered, gather
 from olivine_operator.plan.bundle.observed import BundlePlan, ObservedBundle
 from olivine_operator.plan.bundle.telling import tell_adapters
@@ -18,6 +18,7 @@ from olivine_operator.plan.settings import OperatorSettings
 from olivine_operator.plan.validation import Refusal, validate_bundle
 
 _OBSTACLE_RETRY_SECONDS = 15
+_PAUSED = (Reason.SUSPENDED_BY_USER, Reason.WAITING_FOR_CHILD, Reason.WAITING_FOR_JOBS, Reason.NO_ADAPTERS)
 _SHOWN = 3  # adapters that a message names
 
 
@@ -28,6 +29,8 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
     draft = BundleDraft(observed, now, settings)
     spec = validate_bundle(observed.bundle.spec, settings.policy)
     if isinstance(spec, Refusal):
+        _pause(draft)  # nobody would follow it, or end it
+        end_failed(draft)
         draft.stall(spec.reason, spec.message)
         return draft.finish()
     gathered = gather(spec, observed.jobs, draft.status)
@@ -35,21 +38,26 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
     _remove_old_jobs(draft)
     if spec.suspend:
         _suspend(draft)
-    elif draft.build is not None and draft.is_building and not _is_superseded(draft, draft.build, inputs):
-        _go_on(draft, spec, gathered, draft.build)
-        if not draft.is_building and _is_due(draft, spec, inputs):
-            draft.look_again_in(0)  # what came meanwhile
+    elif draft.build is not None and draft.is_building and (_may_finish(draft, inputs) or not _is_due(draft, spec, inputs)):
+        _go_on(draft, spec, gathered, draft.build, inputs)
     elif _is_due(draft, spec, inputs):
         _begin(draft, spec, gathered)
     else:
         _settle(draft, spec, gathered, inputs)
+    end_failed(draft)
     tell_adapters(draft, spec, gathered, inputs)
+    if draft.ended_now:
+        draft.look_again_in(0)  # other adapters may be there by now: nobody else will tell
     return draft.finish()
 
 
-def _is_superseded(draft: BundleDraft, build: BuildStatus, inputs: str) -> bool:
-    """Whether a build that runs is not what its user wants any more. A job that ends meanwhile waits for the next one: where many do, none would ever be done."""
-    return build.digest != inputs and build.generation != draft.observed.bundle.generation
+def _may_finish(draft: BundleDraft, inputs: str) -> bool:
+    """Whether a build is of what is wanted, or runs well: jobs that end one after another must not keep each version from being made."""
+    build = draft.build
+    if build is None or build.digest == inputs:
+        return build is not None
+    same_spec = build.generation == draft.observed.bundle.generation
+    return same_spec and build.started_at is not None and draft.status.restarts == 0
 
 
 def _is_due(draft: BundleDraft, spec: AdapterBundleSpec, inputs: str) -> bool:
@@ -58,27 +66,30 @@ def _is_due(draft: BundleDraft, spec: AdapterBundleSpec, inputs: str) -> bool:
     if build is None:
         return True
     asked = bundle.update is not None and bundle.update != build.update
-    if asked and build.failed:
-        return True  # the way to try the same once more
+    if build.failed and (asked or build.generation != bundle.generation):
+        return True  # the same once more: with what its pod lacked, maybe
     if build.digest == inputs:
         return False
     return asked or spec.update_policy == "OnChange" or build.generation != bundle.generation
 
 
-def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered) -> None:
-    """Start a build, unless something is waited for."""
+def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, *, repeats: int | None = None) -> None:
+    """Start a build, unless something is waited for; then none of other inputs goes on either."""
     waiting = [one.name for one in gathered.candidates if one.state == "Waiting" and one.named]
     task = task_of(spec, gathered, draft.build.sequence + 1 if draft.build is not None else 1)
     if draft.status.bundle is None and waiting:
+        _pause(draft)
         named = ", ".join(waiting[:_SHOWN]) + (f" and {len(waiting) - _SHOWN} more" if len(waiting) > _SHOWN else "")
         draft.go_on(Reason.WAITING_FOR_JOBS, f"the first version waits for the FineTuneJobs of {named}")
     elif not gathered.built_in:
+        _pause(draft)
         _tell_no_adapters(draft, gathered)
     elif task is None:
+        _pause(draft)
         message = "no FineTuneJob tells the base of these adapters any more: name it in spec.model"
         draft.stall(Reason.INVALID_SPEC, message)
     else:
-        _make(draft, spec, gathered, task)
+        _make(draft, spec, gathered, task, repeats)
 
 
 def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
@@ -92,7 +103,7 @@ def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
         )
 
 
-def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild) -> None:
+def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild, repeats: int | None) -> None:
     """Write the build down, and make its Job."""
     bundle, obstacle = draft.observed.bundle, draft.observed.obstacle
     name = job_name(bundle, task.sequence)
@@ -100,7 +111,14 @@ def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task:
         if child.name != name and not child.deleting:
             draft.act(DeleteChild(name=child.name, uid=child.uid))
     draft.update(
-        build=BuildStatus(sequence=task.sequence, digest=task.digest, generation=bundle.generation, job=name, update=bundle.update),
+        build=BuildStatus(
+            sequence=task.sequence,
+            digest=task.digest,
+            generation=bundle.generation,
+            job=name,
+            update=bundle.update,
+            repeats=repeats,
+        ),
         restarts=0,
         restart_times=[],
         next_retry_time=None,
@@ -110,15 +128,20 @@ def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task:
     _act(draft, spec, gathered, task)
 
 
-def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, build: BuildStatus) -> None:
+def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, build: BuildStatus, inputs: str) -> None:
     child = _job_of(draft, build)
     if child is not None and child.deleting:
         draft.go_on(Reason.WAITING_FOR_CHILD, f"the Job {child.name} is being deleted; it is made again when it is gone")
         return
+    if child is not None and _is_outdated(draft, spec, build, child):
+        draft.act(DeleteChild(name=child.name, uid=child.uid))
+        draft.update(restarts=0, restart_times=[], next_retry_time=None)
+        draft.go_on(Reason.WAITING_FOR_CHILD, f"the spec gives the builder pod something else: the Job {child.name} is made again")
+        return
     if child is not None:
-        if follow_build(draft, build, child, gathered):
+        if follow_build(draft, build, child, gathered, inputs):
             # Its result lies in the storage: another pod only has to tell it.
-            _begin(draft, spec, gathered)
+            _begin(draft, spec, gathered, repeats=(build.repeats or 0) + 1)
         return
     obstacle = draft.observed.obstacle
     if obstacle is not None:
@@ -133,7 +156,19 @@ def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, buil
         # Its Job was deleted by other hands, and its inputs are not there any more.
         _begin(draft, spec, gathered)
         return
+    draft.update_build(generation=draft.observed.bundle.generation, stage=None)
+    built = draft.condition(Type.BUILT)
+    # What stands in the way is told until the Job is there, or the two would alternate with each try.
+    if draft.holds(Type.STALLED) or (built is not None and built.reason in _PAUSED):
+        draft.go_on(Reason.WAITING_FOR_POD, f"build {build.sequence} of {len(task.adapters)} adapters is being started")
     _act(draft, spec, gathered, task)
+
+
+def _is_outdated(draft: BundleDraft, spec: AdapterBundleSpec, build: BuildStatus, child: ChildView) -> bool:
+    """Whether the spec was changed in what the pod of a build under way is given: its image, resources, Secrets, …"""
+    if build.generation == draft.observed.bundle.generation or child.finished or child.succeeded is not None:
+        return False
+    return child.resources_digest != means_digest(spec)
 
 
 def _act(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild) -> None:
@@ -155,15 +190,24 @@ def _settle(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, inp
         if failure is not None and not draft.holds(Type.STALLED):
             draft.stall(failure.reason, failure.message)  # a spec that was refused meanwhile is as it was
     elif build is not None:
-        ready = draft.condition(Type.READY)
-        if ready is not None and not draft.holds(Type.BUILT):
-            draft.set(Type.BUILT, "True", ready.reason, ready.message)
-            draft.set(Type.STALLED, "False", Reason.FINISHED, "the spec is as it was built")
+        _tell_built(draft)
         waiting = [one.name for one in gathered.candidates if one.state == "Waiting"]
         told = f"waits for the FineTuneJobs of {', '.join(waiting[:_SHOWN])}" if waiting else "the newest adapters are built in"
+        if gathered.excess:
+            told += (
+                f"; {gathered.excess} more are left out: a bundle has at most {ADAPTER_LIMIT}, so narrow spec.selector, or make two"
+            )
         # What is served does not change meanwhile: a GitOps controller need not wait.
         draft.rest(Reason.WAITING_FOR_JOBS if waiting else Reason.FINISHED, told)
     _retire(draft, spec)
+
+
+def _tell_built(draft: BundleDraft) -> None:
+    """After a spec that was refused: what the last build came to stands again."""
+    ready = draft.condition(Type.READY)
+    if ready is not None and not draft.holds(Type.BUILT):
+        draft.set(Type.BUILT, "True", ready.reason, ready.message)
+        draft.set(Type.STALLED, "False", Reason.FINISHED, "the spec is as it was built")
 
 
 def _retire(draft: BundleDraft, spec: AdapterBundleSpec) -> None:
@@ -181,14 +225,23 @@ def _retire(draft: BundleDraft, spec: AdapterBundleSpec) -> None:
 
 def _suspend(draft: BundleDraft) -> None:
     """No build runs; one that did is made again, and goes on from what it has uploaded."""
-    if draft.is_building and draft.build is not None:
-        child = _job_of(draft, draft.build)
-        if child is not None and not child.deleting:
-            draft.act(DeleteChild(name=child.name, uid=child.uid))
+    _pause(draft)
+    if draft.is_building:
         draft.set(Type.BUILT, "False", Reason.SUSPENDED_BY_USER, "spec.suspend is true: the build goes on when it is false")
-    elif draft.condition(Type.BUILT) is None:
+    elif draft.build is None:
         draft.set(Type.BUILT, "False", Reason.SUSPENDED_BY_USER, "spec.suspend is true: the first build starts when it is false")
+    elif not draft.build.failed:
+        _tell_built(draft)
+    if draft.holds(Type.STALLED) and (draft.build is None or not draft.build.failed):
+        draft.set(Type.STALLED, "False", Reason.SUSPENDED_BY_USER, "what was wrong with the spec is corrected")
     draft.rest(Reason.SUSPENDED_BY_USER, "spec.suspend is true: nothing is built")
+
+
+def _pause(draft: BundleDraft) -> None:
+    """Of a build under way no pod goes on; when it is wanted again its Job is made anew, and goes on from what it has uploaded."""
+    child = _job_of(draft, draft.build) if draft.is_building and draft.build is not None else None
+    if child is not None and not child.deleting:
+        draft.act(DeleteChild(name=child.name, uid=child.uid))
 
 
 def _job_of(draft: BundleDraft, build: BuildStatus) -> ChildView | None:

@@ -10,6 +10,7 @@ from olivine_operator.plan.conditions import truncate
 # An object stays far below what etcd takes, whatever 64 adapters have to say.
 _BUDGET = 40 * 1024
 _REASON, _SHORT_REASON = 480, 120
+_BACK = {"state": "Ready", "reason": None}
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -18,7 +19,11 @@ def tell_adapters(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathere
     known = {one.name: one for one in draft.status.adapters}
     build = draft.build
     settled = build is not None and build.finished_at is not None and build.digest == inputs
-    entries = [_entry(one, known.get(one.name), settled=settled) for one in gathered.candidates]
+    built = settled and build is not None and not build.failed
+    entries = [
+        _entry(one, known.get(one.name), settled=settled, built=built).model_copy(update={"selected": None if one.named else True})
+        for one in gathered.candidates
+    ]
     draft.update(adapters=_bounded(entries), selector_digest=selector_digest(spec.selector))
     ready = sum(one.state in ("Ready", "Orphaned") and one.max_logit_difference is not None for one in entries)
     worst = [one.max_logit_difference for one in entries if one.max_logit_difference is not None and one.state != "Rejected"]
@@ -38,8 +43,8 @@ def in_bytes(count: int) -> str:
     return f"{count / unit:.4g} {name}"
 
 
-def _entry(one: Candidate, known: AdapterStatus | None, *, settled: bool) -> AdapterStatus:
-    """`settled`: the newest build was of exactly these inputs, and has ended."""
+def _entry(one: Candidate, known: AdapterStatus | None, *, settled: bool, built: bool) -> AdapterStatus:
+    """`settled`: the newest build was of exactly these inputs, and has ended; `built`: with a version."""
     adapter = one.adapter
     if adapter is None:
         return AdapterStatus(
@@ -50,12 +55,12 @@ def _entry(one: Candidate, known: AdapterStatus | None, *, settled: bool) -> Ada
         return known.model_copy(update={"state": one.state, "reason": truncate(one.reason, _REASON)})
     # Of a newer source that it rejected, a build tells under the one that stays.
     if known is not None and (settled or (same and known.state != "Waiting")):
-        # Of one that is no orphan any more, the numbers are as good as they were.
-        return known.model_copy(update={"state": "Ready", "reason": None}) if known.state == "Orphaned" else known
-    if known is not None and known.state == "Ready" and known.digest is not None:
-        reason = (
-            f"a newer one is built into the next version; what version {known.version or 1} has under this name stays till then"
-        )
+        # Its job is back with the same: the numbers are as good as they were.
+        source = {"source": adapter.uri} if adapter.digest in (None, known.digest) else {}
+        back = known.state == "Orphaned" or (built and known.state != "Ready" and known.version is not None and source)
+        return known.model_copy(update=_BACK | source) if back else known
+    if known is not None and known.version is not None and known.digest is not None:
+        reason = f"a newer one is built into the next version; what version {known.version} has under this name stays till then"
         return known.model_copy(update={"state": "Waiting", "reason": reason})
     return AdapterStatus(
         name=one.name,
@@ -72,7 +77,13 @@ def merged(result: Sequence[AdapterStatus], built_in: Mapping[str, Candidate], v
         candidate = built_in.get(one.name)
         adapter = candidate.adapter if candidate is not None else None
         model_digest = adapter.model_digest if adapter is not None else None
-        known = {"model_digest": one.model_digest or model_digest, "version": one.version or version}
+        # A short report leaves digests out; one that stands in for a newer one lies elsewhere.
+        digest = one.digest or (adapter.digest if adapter is not None and one.source == adapter.uri else None)
+        known = {
+            "model_digest": one.model_digest or model_digest,
+            "version": (one.version or version) if one.state == "Ready" else None,
+            "digest": digest if one.state == "Ready" else one.digest,
+        }
         reason = truncate(one.reason, _REASON) if one.reason else None
         found.append(one.model_copy(update={**known, "reason": reason}))
     return found
