@@ -9,7 +9,7 @@ from olivine_api.reasons import Reason
 from olivine_operator.plan.bundle.build import build_job, inputs_digest, job_name, means_digest, task_of
 from olivine_operator.plan.bundle.draft import BundleDraft
 from olivine_operator.plan.bundle.following import end_failed, follow_build
-from olivine_operator.plan.bundle.gathering import Gathered, gather
+from olivine_operator.plan.bundle.gathering import Gathered, gather, within
 from olivine_operator.plan.bundle.observed import BundlePlan, ObservedBundle
 from olivine_operator.plan.bundle.telling import tell_adapters
 from olivine_operator.plan.observed import ChildView
@@ -33,7 +33,7 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
         end_failed(draft)
         draft.stall(spec.reason, spec.message)
         return draft.finish()
-    gathered = gather(spec, observed.jobs, draft.status)
+    gathered = within(gather(spec, observed.jobs, draft.status), settings.policy)
     inputs = inputs_digest(spec, gathered)
     _remove_old_jobs(draft)
     if spec.suspend:
