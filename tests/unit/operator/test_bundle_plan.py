@@ -270,6 +270,16 @@ def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> N
     assert (status.phase, says(status, "Built")[1]) == (BundlePhase.WAITING, "NoAdapters")
 
 
+def test_a_version_that_is_served_stays_when_no_job_matches_any_more_and_nothing_is_under_way() -> None:
+    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
+    begun = status_of(look(bundle(**spec), job("tone", labels={"team": "voices"})))
+    ended_by: dict[str, Any] = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone"))}
+    first = status_of(look(bundle(begun, **spec), job("tone", labels={"team": "voices"}), **ended_by))
+    left = status_of(look(bundle(first, **spec), job("tone"), **ended_by))
+    assert (left.phase, left.bundle, says(left, "Reconciling")[:2]) == (BundlePhase.READY, first.bundle, ("False", "NoAdapters"))
+    assert look(bundle(left, **spec), job("tone"), **ended_by, at=60) == BundlePlan()
+
+
 def test_adapters_of_another_base_or_a_failed_job_are_rejected_and_the_others_are_built() -> None:
     jobs = (job("tone"), job("other", base="c" * 64), job("failed", Phase.FAILED), job("whole", kind="Model"))
     planned = look(bundle(**named("tone", "other", "failed", "whole")), *jobs)

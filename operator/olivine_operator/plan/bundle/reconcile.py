@@ -97,6 +97,13 @@ def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
     if rejected:
         said = "; ".join(f"{one.name}: {one.reason}" for one in rejected[:_SHOWN])
         draft.stall(Reason.ADAPTERS_REJECTED, f"no adapter is left: {said}")
+    elif draft.status.bundle is not None:
+        # As with others that are waited for: what is served does not change meanwhile.
+        left = f"no adapter is left; version {draft.status.bundle.version} stays until a FineTuneJob that spec.selector matches succeeds"
+        draft.set(Type.BUILT, "False", Reason.NO_ADAPTERS, left)
+        if draft.condition(Type.STALLED) is not None:
+            draft.set(Type.STALLED, "False", Reason.NO_ADAPTERS, left)
+        draft.rest(Reason.NO_ADAPTERS, left)
     else:
         draft.go_on(
             Reason.NO_ADAPTERS, "no FineTuneJob that spec.selector matches has succeeded yet: the first that does begins a build"
