@@ -81,6 +81,11 @@ def _written(spec: FineTuneJobSpec | AdapterBundleSpec) -> Iterator[tuple[str, s
         yield "spec.outputs.publish.uri", spec.outputs.publish.uri
 
 
+def allows_secret(name: str, policy: Policy) -> bool:
+    """Whether a Secret may be used."""
+    return policy.secret_names is None or any(fnmatchcase(name, pattern) for pattern in policy.secret_names)
+
+
 def selects(match_labels: Mapping[str, str], requirements: Iterable[LabelRequirement], labels: Mapping[str, str]) -> bool:
     """Whether a Kubernetes label selector matches."""
     return all(labels.get(key) == value for key, value in match_labels.items()) and all(

@@ -237,13 +237,13 @@ def test_jobs_that_end_one_after_another_do_not_keep_a_version_from_being_made()
     labels = {"team": "voices"}
     spec: dict[str, Any] = {"selector": {"matchLabels": labels}}
     tone, topic = job("tone", labels=labels), job("topic", labels=labels)
-    running = {"children": (child(),), "pods": (pod(phase="Running", running=True),)}
+    running: dict[str, Any] = {"children": (child(),), "pods": (pod(phase="Running", running=True),)}
     begun = status_of(look(bundle(status_of(look(bundle(**spec), tone)), **spec), tone, **running))
     more = look(bundle(begun, **spec), tone, topic, **running)
     assert (more.actions, [one.state for one in status_of(more).adapters]) == ((), ["Waiting", "Waiting"])
     # A change of the spec is no job's end.
     assert task(look(bundle(begun, generation=2, onnx={"precision": "fp32"}, **spec), tone, topic, **running)).sequence == 2
-    ended_by = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone"))}
+    ended_by: dict[str, Any] = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone"))}
     done = look(bundle(status_of(more), **spec), tone, topic, **ended_by)
     assert (status_of(done).phase, done.requeue_after) == (BundlePhase.READY, 0)
     assert [one.name for one in task(look(bundle(status_of(done), **spec), tone, topic, **ended_by)).adapters] == ["tone", "topic"]
@@ -254,7 +254,10 @@ def test_more_jobs_than_a_bundle_takes_push_none_out_and_are_told() -> None:
     spec: dict[str, Any] = {"selector": {"matchLabels": labels}}
     jobs = [job(f"many-{number:02d}", labels=labels) for number in range(64)]
     begun = status_of(look(bundle(**spec), *jobs))
-    done = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result(*(one.name for one in jobs)))}
+    done: dict[str, Any] = {
+        "children": (child("voices-012345-1", "Complete"),),
+        "report": report(1, result(*(one.name for one in jobs))),
+    }
     first = status_of(look(bundle(begun, **spec), *jobs, **done))
     more = look(bundle(first, **spec), *jobs, job("aaa", labels=labels), **done)
     assert not more.actions
@@ -265,6 +268,16 @@ def test_a_job_that_runs_is_no_reason_to_build_and_no_jobs_are_waited_for() -> N
     spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
     status = status_of(look(bundle(**spec), job("tone", Phase.RUNNING, labels={"team": "voices"})))
     assert (status.phase, says(status, "Built")[1]) == (BundlePhase.WAITING, "NoAdapters")
+
+
+def test_a_version_that_is_served_stays_when_no_job_matches_any_more_and_nothing_is_under_way() -> None:
+    spec: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
+    begun = status_of(look(bundle(**spec), job("tone", labels={"team": "voices"})))
+    ended_by: dict[str, Any] = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone"))}
+    first = status_of(look(bundle(begun, **spec), job("tone", labels={"team": "voices"}), **ended_by))
+    left = status_of(look(bundle(first, **spec), job("tone"), **ended_by))
+    assert (left.phase, left.bundle, says(left, "Reconciling")[:2]) == (BundlePhase.READY, first.bundle, ("False", "NoAdapters"))
+    assert look(bundle(left, **spec), job("tone"), **ended_by, at=60) == BundlePlan()
 
 
 def test_adapters_of_another_base_or_a_failed_job_are_rejected_and_the_others_are_built() -> None:
@@ -352,11 +365,11 @@ def test_while_a_newer_one_is_built_its_job_may_go_and_the_earlier_one_stays() -
 
 
 def test_an_adapter_that_spec_adapters_names_no_more_leaves_though_there_is_a_selector() -> None:
-    selector = {"selector": {"matchLabels": {"team": "voices"}}}
+    selector: dict[str, Any] = {"selector": {"matchLabels": {"team": "voices"}}}
     both: dict[str, Any] = {"adapters": [{"name": "topic", "jobRef": {"name": "topic"}}], **selector}
     jobs = (job("tone", labels={"team": "voices"}), job("topic"))
     begun = status_of(look(bundle(**both), *jobs))
-    done = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone", "topic"))}
+    done: dict[str, Any] = {"children": (child("voices-012345-1", "Complete"),), "report": report(1, result("tone", "topic"))}
     first = status_of(look(bundle(begun, **both), *jobs, **done))
     assert [(one.name, one.selected) for one in first.adapters] == [("topic", None), ("tone", True)]
     left = look(bundle(first, generation=2, **selector), *jobs, children=done["children"])
@@ -371,7 +384,7 @@ def test_an_adapter_that_spec_adapters_names_no_more_leaves_though_there_is_a_se
 def test_a_build_that_rejects_all_costs_no_orphan_of_the_version_that_is_served() -> None:
     spec, done = named("tone"), (child("voices-012345-1", "Complete"),)
     orphaned = status_of(look(bundle(served("tone"), **spec), children=done))
-    wrong = spec | {"model": {"uri": "hf://org/other"}}
+    wrong: dict[str, Any] = spec | {"model": {"uri": "hf://org/other"}}
     begun = status_of(look(bundle(orphaned, generation=2, **wrong), children=done))
     none = result(rejected={"tone": "of another base"}).model_copy(update={"bundle": None})
     pods = (failing(12, build=json.loads(report(2, none).snapshot.model_dump_json(by_alias=True))),)
@@ -446,7 +459,7 @@ def test_failures_of_the_platform_are_counted_and_end_the_build_on_overrun() -> 
 
 def test_a_failed_build_is_tried_again_when_the_spec_gives_its_pod_what_it_lacked() -> None:
     begun = status_of(look(bundle(**named("tone")), job("tone")))
-    small = {"resources": {"limits": {"memory": "2Gi"}}}
+    small: dict[str, Any] = {"resources": {"limits": {"memory": "2Gi"}}}
     refused = Obstacle(reason="InvalidSpec", message="spec.pods.resources", permanent=True)
     failed = status_of(look(bundle(begun, **named("tone")), job("tone"), obstacle=refused))
     assert (failed.phase, look(bundle(failed, **named("tone")), job("tone"))) == (BundlePhase.FAILED, BundlePlan())
@@ -457,7 +470,7 @@ def test_a_failed_build_is_tried_again_when_the_spec_gives_its_pod_what_it_lacke
 def test_a_pod_that_cannot_start_is_made_again_when_the_spec_gives_it_something_else_and_no_other_is() -> None:
     begun = look(bundle(**named("tone")), job("tone"))
     made = created(begun).job["metadata"]["annotations"]["olivine.dev/resources-digest"]
-    there = {"children": (child(resources_digest=made),), "pods": (pod("voices-0"),)}
+    there: dict[str, Any] = {"children": (child(resources_digest=made),), "pods": (pod("voices-0"),)}
     status = status_of(begun)
     kept = look(bundle(status, generation=2, retention={"versions": 9}, **named("tone")), job("tone"), **there)
     assert not kept.actions
@@ -477,7 +490,8 @@ def test_a_failed_builds_job_is_ended_at_each_look_until_it_is() -> None:
     crash = failing(30, "StorageUnavailable")
     failed = status_of(look(bundle(begun, **spec), job("tone"), children=(child(),), pods=(crash,), at=2))
     # The operator died between the status and the Job.
-    for changes in ({}, {"suspend": True}, {"pods": {"count": 2}}):
+    changed: list[dict[str, Any]] = [{}, {"suspend": True}, {"pods": {"count": 2}}]
+    for changes in changed:
         still = look(bundle(failed, **spec, **changes), job("tone"), children=(child(),), pods=(crash,), at=3)
         assert still.actions == (SuspendChild(name="voices-012345-1", suspend=True),)
     # A user's exit code ends the Job by itself, and leaves the logs.
@@ -490,7 +504,7 @@ def test_a_failed_builds_job_is_ended_at_each_look_until_it_is() -> None:
 def test_a_build_whose_inputs_are_gone_or_whose_spec_is_refused_does_not_run_on() -> None:
     spec = named("tone", "topic")
     begun = status_of(look(bundle(**spec), job("tone"), job("topic")))
-    running = {"children": (child(),), "pods": (pod(phase="Running"),)}
+    running: dict[str, Any] = {"children": (child(),), "pods": (pod(phase="Running"),)}
     deletion = (DeleteChild(name="voices-012345-1", uid="uid-voices-012345-1"),)
     waits = look(bundle(begun, **spec), job("tone"), **running)
     assert (waits.actions, status_of(waits).phase) == (deletion, BundlePhase.WAITING)
@@ -615,6 +629,25 @@ def test_what_is_not_allowed_is_told_and_can_be_corrected_in_place(changes: dict
     corrected = look(bundle(refused, generation=2, **named("tone")), job("tone"), settings=settings)
     assert created(corrected)
     assert says(status_of(corrected), "Stalled")[0] == "False"
+
+
+def test_a_job_that_was_allowed_more_lends_the_bundle_no_secret_that_is_not_allowed_now() -> None:
+    settings = SETTINGS.model_copy(update={"policy": Policy(secret_names=["s3", "keys-topic"])})
+    made = created(look(bundle(**named("tone", "topic")), job("tone"), job("topic"), settings=settings)).job
+    sources = made["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    assert [one["secretRef"]["name"] for one in sources] == ["s3", "keys-topic"]
+
+
+def test_each_adapter_that_is_proven_is_not_a_status_write() -> None:
+    status, running = status_of(look(bundle(**named("tone")), job("tone"))), (pod("voices-0", phase="Running", running=True),)
+    writes = 0
+    for verified in range(65):
+        told = BuildReport(
+            snapshot=BuildSnapshot(sequence=1, stage=BuildStage.VERIFYING, verified=verified, total=64), received_at=T0
+        )
+        planned = look(bundle(status, **named("tone")), job("tone"), children=(child(),), pods=running, report=told)
+        writes, status = writes + (planned.status is not None), planned.status or status
+    assert writes == 9
 
 
 def test_many_adapters_with_much_to_say_stay_within_an_objects_bounds() -> None:

@@ -50,7 +50,9 @@ def follow_build(draft: BundleDraft, build: BuildStatus, child: ChildView, gathe
     if draft.observed.ca_certificate and child.config_digest != digest_of(live := live_config(draft.observed.ca_certificate)):
         draft.act(WriteConfig(name=child.name, data=live, digest=digest_of(live)))
     if snapshot is not None:
-        draft.update_build(stage=snapshot.stage, verified=snapshot.verified)
+        # About eight times: a write for each adapter would say little more.
+        shown = snapshot.verified - snapshot.verified % max(1, snapshot.total // 8)
+        draft.update_build(stage=snapshot.stage, verified=shown)
     show_build(draft, child, failed, snapshot)
     return False
 

@@ -14,8 +14,8 @@ from olivine_api.status import Condition, ConditionType, FineTuneJobStatus, Phas
 from olivine_operator.plan.conditions import find
 from olivine_operator.plan.live_config import canonical, digest_of
 from olivine_operator.plan.observed import JobView
-from olivine_operator.plan.policy import selects
-from olivine_operator.plan.settings import LabelRequirement
+from olivine_operator.plan.policy import allows_secret, selects
+from olivine_operator.plan.settings import LabelRequirement, Policy
 
 State = Literal["Ready", "Rejected", "Orphaned", "Waiting"]
 _BASE_NAME = "base"  # its file takes a generator back to the base
@@ -70,6 +70,19 @@ def gather(spec: AdapterBundleSpec, jobs: Mapping[str, JobView], status: Adapter
         # One that is served makes no room for one that comes later.
         found.sort(key=lambda one: not one.named and one.name not in earlier)
     return _on_one_base(spec, found[:ADAPTER_LIMIT], status, earlier, excess)
+
+
+def within(gathered: Gathered, policy: Policy) -> Gathered:
+    """Without Secrets that the policy does not allow: a job may have been made when more was. Then spec.storage's have to do."""
+
+    def allowed(secret: LocalObjectReference | None) -> bool:
+        return secret is None or allows_secret(secret.name, policy)
+
+    model = gathered.model
+    if model is not None and not allowed(model.secret_ref):
+        model = model.model_copy(update={"secret_ref": None})
+    candidates = tuple(one if allowed(one.secret) else replace(one, secret=None) for one in gathered.candidates)
+    return replace(gathered, candidates=candidates, model=model)
 
 
 def selector_digest(selector: LabelSelector | None) -> str | None:

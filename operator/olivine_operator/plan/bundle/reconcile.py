@@ -9,7 +9,7 @@ from olivine_api.reasons import Reason
 from olivine_operator.plan.bundle.build import build_job, inputs_digest, job_name, means_digest, task_of
 from olivine_operator.plan.bundle.draft import BundleDraft
 from olivine_operator.plan.bundle.following import end_failed, follow_build
-from olivine_operator.plan.bundle.gathering import Gathered, gather
+from olivine_operator.plan.bundle.gathering import Gathered, gather, within
 from olivine_operator.plan.bundle.observed import BundlePlan, ObservedBundle
 from olivine_operator.plan.bundle.telling import tell_adapters
 from olivine_operator.plan.observed import ChildView
@@ -33,7 +33,7 @@ def plan_bundle(observed: ObservedBundle, now: datetime, settings: OperatorSetti
         end_failed(draft)
         draft.stall(spec.reason, spec.message)
         return draft.finish()
-    gathered = gather(spec, observed.jobs, draft.status)
+    gathered = within(gather(spec, observed.jobs, draft.status), settings.policy)
     inputs = inputs_digest(spec, gathered)
     _remove_old_jobs(draft)
     if spec.suspend:
@@ -97,6 +97,13 @@ def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
     if rejected:
         said = "; ".join(f"{one.name}: {one.reason}" for one in rejected[:_SHOWN])
         draft.stall(Reason.ADAPTERS_REJECTED, f"no adapter is left: {said}")
+    elif draft.status.bundle is not None:
+        # As with others that are waited for: what is served does not change meanwhile.
+        left = f"no adapter is left; version {draft.status.bundle.version} stays until a FineTuneJob that spec.selector matches succeeds"
+        draft.set(Type.BUILT, "False", Reason.NO_ADAPTERS, left)
+        if draft.condition(Type.STALLED) is not None:
+            draft.set(Type.STALLED, "False", Reason.NO_ADAPTERS, left)
+        draft.rest(Reason.NO_ADAPTERS, left)
     else:
         draft.go_on(
             Reason.NO_ADAPTERS, "no FineTuneJob that spec.selector matches has succeeded yet: the first that does begins a build"
