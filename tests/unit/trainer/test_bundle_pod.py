@@ -336,3 +336,17 @@ def test_an_adapter_of_a_hub_is_read_and_what_is_published_there_is_the_newest_v
         shop.run(shop.build({"one": pin}, **alone))  # inputs that were built before
         assert one.bundle is not None
         assert on_hub() == one.bundle.digest
+
+
+def test_an_adapter_is_added_to_a_bundle_for_a_device_that_is_not_here(shop: Shop, tmp_path: Path) -> None:
+    shop.onnx = {"precision": "int8", "target": "cuda"}
+    first = shop.run(shop.build(_at(shop, "one")))
+    assert first.not_verified is not None, "this machine runs cuda: the test is of one that does not"
+    added = shop.run(shop.build(_at(shop, "one", "two")))  # the same slots: the first one's file is only kept in the version
+    assert _state(added) == [("one", "Ready", 1), ("two", "Ready", 2)]
+    _version(shop, added, tmp_path)
+
+
+def test_a_prompt_that_fills_the_models_context_is_measured(shop: Shop) -> None:
+    shop.verify = {"maxExtraKL": 1.0, "prompts": ["Phrase: ha " * 300]}
+    assert shop.run(shop.build(_at(shop, "one"))).adapters[0].overhead_percent is not None

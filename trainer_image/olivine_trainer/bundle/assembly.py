@@ -204,9 +204,9 @@ class Assembly:
     def _switch(self, verifier: "Verifier", drawn: _Drawn) -> float:
         """All that are here, and one more where only one is, on one generator; the microseconds become known."""
         names = sorted(drawn.read)
-        folder = self._materials.shipped().folder
         if (other := next(iter(sorted(self._kept)), None)) is not None:
-            self._kept[other].place(adapter_path(folder, other))
+            for graph in (self._materials.shipped(), self._materials.exact()):  # the latter where the former cannot be run here
+                self._kept[other].place(adapter_path(graph.folder, other))
             names.append(other)
         worst, took = verifier.switch(names)
         for name in drawn.read:
