@@ -116,7 +116,8 @@ class Verifier:
             mean_kl=mean_kl,
             base_mean_kl=base_mean_kl,
             load_milliseconds=self._shipped.load_milliseconds[name],
-            overhead_percent=overhead_percent(self._shipped, texts[0], name),
+            # As long as a prompt may be: the tokens that are timed stand in the place of an answer.
+            overhead_percent=overhead_percent(self._shipped, texts[0][-self._longest :], name),
         )
 
     def switch(self, adapters: list[str]) -> tuple[float, Mapping[str, float]]:
