@@ -1,5 +1,6 @@
 """Builds of one bundle after another in a real S3: what is new is built, the rest stays as it lies."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -350,3 +351,21 @@ def test_an_adapter_is_added_to_a_bundle_for_a_device_that_is_not_here(shop: Sho
 def test_a_prompt_that_fills_the_models_context_is_measured(shop: Shop) -> None:
     shop.verify = {"maxExtraKL": 1.0, "prompts": ["Phrase: ha " * 300]}
     assert shop.run(shop.build(_at(shop, "one"))).adapters[0].overhead_percent is not None
+
+
+def test_a_machine_that_fails_costs_neither_the_model_nor_an_adapter(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {
+        "onnxruntime_genai.models.builder.create_model": OSError(errno.ENOSPC, "No space left on device"),
+        "olivine_trainer.bundle.onnx_model.OnnxModel.answer": RuntimeError("Failed to allocate memory for requested buffer"),
+        "olivine_trainer.bundle.reference.Reference.adapted": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    }
+    build = shop.build(_at(shop, "one"))
+    for place, fault in faults.items():
+
+        def fail(*_: Any, fault: Exception = fault, **__: Any) -> None:
+            raise fault
+
+        with monkeypatch.context() as failing, pytest.raises(type(fault)):
+            failing.setattr(place, fail)
+            shop.run(build)
+    assert _state(shop.run(build)) == [("one", "Ready", 1)]
