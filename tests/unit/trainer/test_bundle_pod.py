@@ -16,7 +16,7 @@ from olivine_trainer.bundle.check import check_bundle
 from olivine_trainer.bundle.pod import Told
 from olivine_trainer.bundle.remote import find_bundle
 from olivine_trainer.cli.bundle import main
-from olivine_trainer.errors import ModelError, StorageUnavailableError, SupersededError
+from olivine_trainer.errors import ConfigurationError, ModelError, StorageUnavailableError, SupersededError
 from olivine_trainer.storage.manifest import describe
 from tests.support.adapters import make_peft
 from tests.support.bundles import Shop
@@ -277,6 +277,15 @@ def test_a_runs_samples_are_its_adapters_prompts(shop: Shop, adapters: dict[str,
     assert with_samples.mean_kl != without.mean_kl  # measured over other texts
 
 
+def test_a_second_place_that_is_the_first_is_refused(shop: Shop) -> None:
+    shop.run(shop.build(_at(shop, "one")))
+    before = shop.tags()
+    here = {"uri": f"{shop.store.uri}/"}
+    with pytest.raises(ConfigurationError, match=r"publish\.uri s3://.* is storage\.uri"):
+        shop.run(shop.build(_at(shop, "one"), publish=here))
+    assert shop.tags() == before
+
+
 def test_the_commands_take_addresses_and_read_every_byte(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,7 +374,8 @@ def test_a_machine_that_fails_costs_neither_the_model_nor_an_adapter(shop: Shop,
         def fail(*_: Any, fault: Exception = fault, **__: Any) -> None:
             raise fault
 
-        with monkeypatch.context() as failing, pytest.raises(type(fault)):
+        with monkeypatch.context() as failing:
             failing.setattr(place, fail)
-            shop.run(build)
+            with pytest.raises(type(fault)):
+                shop.run(build)
     assert _state(shop.run(build)) == [("one", "Ready", 1)]
