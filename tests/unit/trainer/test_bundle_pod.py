@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -379,3 +380,25 @@ def test_a_machine_that_fails_costs_neither_the_model_nor_an_adapter(shop: Shop,
             with pytest.raises(type(fault)):
                 shop.run(build)
     assert _state(shop.run(build)) == [("one", "Ready", 1)]
+
+
+def test_more_adapters_need_no_more_memory(shop: Shop, model: Path, tmp_path: Path) -> None:
+    uri = shop.upload("large", make_peft(model, tmp_path / "large", target_modules=_ATTENTION, r=512, spread=0.02))
+    held: list[int] = []
+
+    def look(stage: BuildStage) -> None:
+        if stage is BuildStage.VERIFYING and len(held) < 1:
+            held.append(tracemalloc.get_traced_memory()[0])
+            raise KilledError
+
+    def measure(count: int) -> int:
+        held.clear()
+        tracemalloc.start()
+        with pytest.raises(KilledError):
+            shop.run(shop.build({f"a{number}": uri for number in range(count)}), Told(stage=look))
+        tracemalloc.stop()
+        return held[0]
+
+    measure(1)  # modules that are imported late
+    size = (tmp_path / "large" / "adapter_model.safetensors").stat().st_size
+    assert measure(5) - measure(1) < size
