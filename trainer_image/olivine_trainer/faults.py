@@ -3,7 +3,13 @@
 import errno
 from collections.abc import Iterator
 
-_ALLOCATION_FAILURES = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+_ALLOCATION_FAILURES = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "out of memory",
+    "bad_alloc",
+)
 _DISK_FAULTS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENFILE, errno.EMFILE)
 
 
@@ -15,6 +21,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_disk_fault(error: BaseException) -> bool:
     """Whether a file could not be read or written for the disk's sake."""
     return any(isinstance(one, OSError) and one.errno in _DISK_FAULTS for one in _chain(error))
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Either of them: what was being read, built or run is not to blame."""
+    return is_out_of_memory(error) or is_disk_fault(error)
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -1,7 +1,9 @@
 """Builds of one bundle after another in a real S3: what is new is built, the rest stays as it lies."""
 
+import errno
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from olivine_trainer.bundle.check import check_bundle
 from olivine_trainer.bundle.pod import Told
 from olivine_trainer.bundle.remote import find_bundle
 from olivine_trainer.cli.bundle import main
-from olivine_trainer.errors import ModelError, StorageUnavailableError, SupersededError, TrainerError
+from olivine_trainer.errors import ConfigurationError, ModelError, StorageUnavailableError, SupersededError, TrainerError
 from olivine_trainer.storage.manifest import describe
 from tests.support.adapters import make_peft
 from tests.support.bundles import Shop
@@ -277,6 +279,15 @@ def test_a_runs_samples_are_its_adapters_prompts(shop: Shop, adapters: dict[str,
     assert with_samples.mean_kl != without.mean_kl  # measured over other texts
 
 
+def test_a_second_place_that_is_the_first_is_refused(shop: Shop) -> None:
+    shop.run(shop.build(_at(shop, "one")))
+    before = shop.tags()
+    here = {"uri": f"{shop.store.uri}/"}
+    with pytest.raises(ConfigurationError, match=r"publish\.uri s3://.* is storage\.uri"):
+        shop.run(shop.build(_at(shop, "one"), publish=here))
+    assert shop.tags() == before
+
+
 def test_the_commands_take_addresses_and_read_every_byte(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,3 +356,58 @@ def test_an_adapter_of_a_hub_is_read_and_what_is_published_there_is_the_newest_v
         shop.run(shop.build({"one": pin}, **alone))  # inputs that were built before
         assert one.bundle is not None
         assert on_hub() == one.bundle.digest
+
+
+def test_an_adapter_is_added_to_a_bundle_for_a_device_that_is_not_here(shop: Shop, tmp_path: Path) -> None:
+    shop.onnx = {"precision": "int8", "target": "cuda"}
+    first = shop.run(shop.build(_at(shop, "one")))
+    assert first.not_verified is not None, "this machine runs cuda: the test is of one that does not"
+    added = shop.run(shop.build(_at(shop, "one", "two")))  # the same slots: the first one's file is only kept in the version
+    assert _state(added) == [("one", "Ready", 1), ("two", "Ready", 2)]
+    _version(shop, added, tmp_path)
+
+
+def test_a_prompt_that_fills_the_models_context_is_measured(shop: Shop) -> None:
+    shop.verify = {"maxExtraKL": 1.0, "prompts": ["Phrase: ha " * 300]}
+    assert shop.run(shop.build(_at(shop, "one"))).adapters[0].overhead_percent is not None
+
+
+def test_a_machine_that_fails_costs_neither_the_model_nor_an_adapter(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {
+        "onnxruntime_genai.models.builder.create_model": OSError(errno.ENOSPC, "No space left on device"),
+        "olivine_trainer.bundle.onnx_model.OnnxModel.answer": RuntimeError("Failed to allocate memory for requested buffer"),
+        "olivine_trainer.bundle.reference.Reference.adapted": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    }
+    build = shop.build(_at(shop, "one"))
+    for place, fault in faults.items():
+
+        def fail(*_: Any, fault: Exception = fault, **__: Any) -> None:
+            raise fault
+
+        with monkeypatch.context() as failing:
+            failing.setattr(place, fail)
+            with pytest.raises(type(fault)):
+                shop.run(build)
+    assert _state(shop.run(build)) == [("one", "Ready", 1)]
+
+
+def test_more_adapters_need_no_more_memory(shop: Shop, model: Path, tmp_path: Path) -> None:
+    uri = shop.upload("large", make_peft(model, tmp_path / "large", target_modules=_ATTENTION, r=512, spread=0.02))
+    held: list[int] = []
+
+    def look(stage: BuildStage) -> None:
+        if stage is BuildStage.VERIFYING and len(held) < 1:
+            held.append(tracemalloc.get_traced_memory()[0])
+            raise KilledError
+
+    def measure(count: int) -> int:
+        held.clear()
+        tracemalloc.start()
+        with pytest.raises(KilledError):
+            shop.run(shop.build({f"a{number}": uri for number in range(count)}), Told(stage=look))
+        tracemalloc.stop()
+        return held[0]
+
+    measure(1)  # modules that are imported late
+    size = (tmp_path / "large" / "adapter_model.safetensors").stat().st_size
+    assert measure(5) - measure(1) < size

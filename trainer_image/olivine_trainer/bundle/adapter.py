@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from olivine_trainer.bundle.rejected import RejectedError
 from olivine_trainer.bundle.slots import Floats, Slot
+from olivine_trainer.faults import is_machine_fault
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        if is_machine_fault(error):
+            raise
         raise RejectedError(f"{path.name} cannot be read ({error}): upload the adapter again") from None
     if not isinstance(config, dict):
         raise RejectedError(f"{path.name} is not a JSON object: upload the adapter again")
@@ -46,6 +49,8 @@ def read_tensors(path: Path) -> dict[str, Floats]:
     except FileNotFoundError:
         raise RejectedError(f"there is no {path.name}: upload the adapter again") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if is_machine_fault(error):
+            raise
         raise RejectedError(f"{path.name} is truncated or damaged ({error}): upload the adapter again") from None
     for name, tensor in found.items():
         if not np.isfinite(tensor).all():

@@ -1,7 +1,7 @@
 """From materials and adapters to a finished payload: slots, files, proof, manifest. What is known from before is not done again."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,9 @@ class _Drawn:
     """Slots, and what goes into them."""
 
     read: dict[str, SlotAdapter]
+    """Without their tensors: as many as a bundle may hold do not fit into memory."""
     slots: list[Slot]
+    linears: Mapping[str, Linear]
 
 
 class Assembly:
@@ -123,14 +125,14 @@ class Assembly:
                 proof = self._book.find(self._proof(name))
                 if proof is not None and proof.rejected is not None:
                     raise RejectedError(proof.rejected)
-                read[name] = read_adapter_folder(source.folder, linears)
+                read[name] = replace(read_adapter_folder(source.folder, linears), tensors={})
             except RejectedError as error:
                 self._reject(name, str(error))
         used = [
             *(slot for one in read.values() for slot in one.slots),
             *(slot for one in self._kept.values() for slot in one.slots),
         ]
-        return _Drawn(read, choose_slots(used, linears, self._wanted.onnx.slots))
+        return _Drawn(read, choose_slots(used, linears, self._wanted.onnx.slots), linears)
 
     def _reject(self, name: str, why: str) -> None:
         """An earlier version's adapter stands in, where there is one."""
@@ -161,8 +163,9 @@ class Assembly:
         graph.reset()
         add_slots(graph.folder, drawn.slots)
         write_adapter(adapter_path(graph.folder, BASE), pad({}, drawn.slots))
-        for name, adapter in drawn.read.items():
-            write_adapter(adapter_path(graph.folder, name), pad(adapter.tensors, drawn.slots))
+        for name in drawn.read:
+            tensors = read_adapter_folder(self._fresh[name].folder, drawn.linears).tensors
+            write_adapter(adapter_path(graph.folder, name), pad(tensors, drawn.slots))
         for name, kept in self._kept.items():
             if not kept.fills(drawn.slots):
                 write_adapter(adapter_path(graph.folder, name), pad(kept.tensors(), drawn.slots))
@@ -204,9 +207,9 @@ class Assembly:
     def _switch(self, verifier: "Verifier", drawn: _Drawn) -> float:
         """All that are here, and one more where only one is, on one generator; the microseconds become known."""
         names = sorted(drawn.read)
-        folder = self._materials.shipped().folder
         if (other := next(iter(sorted(self._kept)), None)) is not None:
-            self._kept[other].place(adapter_path(folder, other))
+            for graph in (self._materials.shipped(), self._materials.exact()):  # the latter where the former cannot be run here
+                self._kept[other].place(adapter_path(graph.folder, other))
             names.append(other)
         worst, took = verifier.switch(names)
         for name in drawn.read:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from olivine_api.adapterbundle import Onnx
 from olivine_api.reasons import Reason
 from olivine_trainer.errors import ModelError
+from olivine_trainer.faults import is_machine_fault
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Target = Literal["cpu", "cuda", "directml", "webgpu"]
@@ -41,6 +42,8 @@ def build_base(model: Path, folder: Path, precision: Precision, target: Target =
             _flatten_rope(options["hf_details"]["hf_config"])
             create_model(*where, **options)
         except (Exception, SystemExit) as error:
+            if is_machine_fault(error):
+                raise
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
                 f"onnxruntime-genai's model builder cannot make an {precision} graph of this model for {target}"

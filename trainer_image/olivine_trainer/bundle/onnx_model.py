@@ -12,7 +12,7 @@ import onnxruntime_genai
 from olivine_trainer.bundle.base import GENAI_CONFIG, Target
 from olivine_trainer.bundle.files import BASE, adapter_path
 from olivine_trainer.bundle.slots import Floats
-from olivine_trainer.faults import first_line
+from olivine_trainer.faults import first_line, is_machine_fault
 
 genai: Any = onnxruntime_genai  # its classes have no types
 
@@ -31,6 +31,8 @@ def runs_here(folder: Path, target: Target) -> str | None:
     try:
         genai.Model(str(folder))
     except RuntimeError as error:
+        if is_machine_fault(error):
+            raise
         return f"this machine cannot run a graph for {target} ({first_line(error)})"
     return None
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from olivine_api import names
 from olivine_api.adapterbundle import BaseStatus
 from olivine_api.bundle_build import BuildResult, BuildStage, BundleBuild
 from olivine_api.reasons import Reason
@@ -21,13 +20,14 @@ from olivine_trainer.bundle.materials import Materials
 from olivine_trainer.bundle.pointer import Content, Pointer
 from olivine_trainer.bundle.proofs import StoredBook
 from olivine_trainer.bundle.versions import Running, announce, complete_version, prune, upload_version
-from olivine_trainer.errors import ModelError, TrainerError
+from olivine_trainer.errors import ConfigurationError, ModelError, TrainerError
 from olivine_trainer.reporting.logs import log, warn
+from olivine_trainer.storage.addresses import same_endpoint
 from olivine_trainer.storage.cache import FileCache
 from olivine_trainer.storage.credentials import Access, access_to
 from olivine_trainer.storage.fetch import FetchedModel, fetch_model, model_state
 from olivine_trainer.storage.publishing import publish_folder, require_writable
-from olivine_trainer.storage.source import Source, open_source
+from olivine_trainer.storage.source import Source, hub_is_forbidden, open_source
 from olivine_trainer.storage.store import Store
 
 
@@ -136,8 +136,13 @@ def _second_place(build: BundleBuild, identity: JobIdentity, environ: Mapping[st
     if build.publish is None:
         return None
     access = access_to(build.publish, build.storage, "bundle-publish", environ)
-    offline = environ.get(names.ENV_HUB_OFFLINE, "").strip().lower() in ("1", "on", "yes", "true")
-    require_writable(access, bundle_folder(identity.namespace, identity.name), hub_offline=offline)
+    first = access_to(build.storage, build.storage, "storage", environ)
+    if access.uri.rstrip("/") == first.uri.rstrip("/") and same_endpoint(access.endpoint, first.endpoint):
+        raise ConfigurationError(
+            Reason.INVALID_SPEC,
+            f"publish.uri {access.uri} is storage.uri, where every version lies anyway: write another prefix, or leave publish out",
+        )
+    require_writable(access, bundle_folder(identity.namespace, identity.name), hub_offline=hub_is_forbidden(environ))
     return access
 
 

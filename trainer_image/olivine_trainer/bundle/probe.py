@@ -16,7 +16,7 @@ from olivine_trainer.bundle.graph import projections_of
 from olivine_trainer.bundle.onnx_model import OnnxModel
 from olivine_trainer.bundle.slots import Linear, linears_of
 from olivine_trainer.errors import ConfigurationError, ModelError
-from olivine_trainer.faults import first_line
+from olivine_trainer.faults import first_line, is_machine_fault
 from olivine_trainer.reporting.logs import warn
 
 _VOCABULARY = 1009  # no projection is as wide: the builder finds the head by its shape
@@ -38,6 +38,8 @@ def require_graph(model: Path, modules: Iterable[str] = ()) -> None:
         try:
             OnnxModel(built).logits([5, 6, 7], None)
         except RuntimeError as error:
+            if is_machine_fault(error):
+                raise
             raise ModelError(
                 Reason.MODEL_UNSUPPORTED,
                 f"outputs.onnx: onnxruntime cannot run a graph of this architecture ({first_line(error)}): leave outputs.onnx out,"
@@ -61,6 +63,8 @@ def _shrink(model: Path, target: Path) -> dict[str, Linear] | None:
             small: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             small.save_pretrained(target)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if is_machine_fault(error):
+            raise
         warn(f"whether outputs.onnx can be made is not known before the end: {first_line(error)}")
         return None
     for path in model.iterdir():

@@ -24,6 +24,7 @@ from olivine_trainer.bundle.reference import Reference
 from olivine_trainer.bundle.rejected import RejectedError
 from olivine_trainer.bundle.report import BaseParity
 from olivine_trainer.errors import ModelError
+from olivine_trainer.faults import is_machine_fault
 
 ANSWER_TOKENS = 24
 # Two runs of one graph over one text differ by nothing but the order of additions.
@@ -92,6 +93,8 @@ class Verifier:
         try:
             model = self._reference.adapted(source)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
+            if is_machine_fault(error):  # a rejection is remembered
+                raise
             raise RejectedError(f"PyTorch cannot load it ({' '.join(str(error).split())[:300]}): upload it again") from None
         expected, exact = self._measure(model, name, self._prompts(prompts))
         if missed := self._missed(exact):
@@ -116,7 +119,8 @@ class Verifier:
             mean_kl=mean_kl,
             base_mean_kl=base_mean_kl,
             load_milliseconds=self._shipped.load_milliseconds[name],
-            overhead_percent=overhead_percent(self._shipped, texts[0], name),
+            # As long as a prompt may be: the tokens that are timed stand in the place of an answer.
+            overhead_percent=overhead_percent(self._shipped, texts[0][-self._longest :], name),
         )
 
     def switch(self, adapters: list[str]) -> tuple[float, Mapping[str, float]]:
@@ -158,7 +162,9 @@ class Verifier:
         return None
 
 
-def _cannot_run(error: RuntimeError) -> ModelError:
+def _cannot_run(error: RuntimeError) -> Exception:
+    if is_machine_fault(error):
+        return error
     return ModelError(
         Reason.MODEL_UNSUPPORTED,
         f"onnxruntime cannot run the base's graph ({' '.join(str(error).split())[:300]}): take another model",

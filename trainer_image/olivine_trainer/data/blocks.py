@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from olivine_api.reasons import Reason
 from olivine_trainer.data.rows import Row, parse_line, with_texts
 from olivine_trainer.errors import DataError
-from olivine_trainer.faults import first_line, is_disk_fault, is_out_of_memory
+from olivine_trainer.faults import first_line, is_machine_fault
 from olivine_trainer.storage.ranges import RangeFile, RangeReader
 
 BLOCK = 1 << 20  # bytes of lines, at least
@@ -190,6 +190,6 @@ def _told(place: Place) -> Generator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        if is_out_of_memory(error) or is_disk_fault(error):
+        if is_machine_fault(error):
             raise
         raise DataError(Reason.DATA_UNREADABLE, f"{place.field}: {place.file} is not valid Parquet: {first_line(error)}") from None

@@ -12,7 +12,7 @@ from typing import Any
 from olivine_api.reasons import Reason
 from olivine_trainer.data.selection import Selection
 from olivine_trainer.errors import DataError
-from olivine_trainer.faults import is_disk_fault, is_out_of_memory
+from olivine_trainer.faults import is_machine_fault
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # \ud83d and such; most files have none, and their rows need no closer look.
@@ -177,7 +177,7 @@ def _parquet(path: Path, field: str) -> Iterator[Row]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        if is_out_of_memory(error) or is_disk_fault(error):
+        if is_machine_fault(error):
             raise
         raise DataError(
             Reason.DATA_UNREADABLE,
