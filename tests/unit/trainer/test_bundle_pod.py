@@ -402,3 +402,18 @@ def test_more_adapters_need_no_more_memory(shop: Shop, model: Path, tmp_path: Pa
     measure(1)  # modules that are imported late
     size = (tmp_path / "large" / "adapter_model.safetensors").stat().st_size
     assert measure(5) - measure(1) < size
+
+
+def test_what_a_deleted_bundles_build_was_at_does_not_stay_for_ever(shop: Shop) -> None:
+    shop.sequence = 7
+    with pytest.raises(AdaptersRejectedError):
+        shop.run(shop.build({"one": f"{shop.store.uri}/damaged"}))
+    first = _bases(shop)
+    shop.run(shop.build(_at(shop, "one")))
+    shop.onnx = {"precision": "int4"}
+    with pytest.raises(AdaptersRejectedError):
+        shop.run(shop.build({"one": f"{shop.store.uri}/nowhere", "two": f"{shop.store.uri}/damaged"}))
+    anew = replace(shop, uid="u2", sequence=0, onnx={"precision": "fp32"})
+    anew.run(anew.build(_at(shop, "two"), retention={"versions": 1}))
+    assert _bases(shop) == {shop.latest().history[0].base} != first
+    assert shop.bundle.list("running") == []

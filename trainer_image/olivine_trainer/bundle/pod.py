@@ -58,7 +58,7 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
     model = _Model(build, environ, cache, scratch)
     model_digest = model.digest(pointer.seen)
     name = base_name(model_digest, build.onnx)
-    announce(bundle, Running(sequence=build.sequence, base=name))
+    announce(bundle, Running(sequence=build.sequence, uid=identity.uid, base=name))
     fetcher = AdapterFetcher(build.storage, environ, cache, scratch)
     gathering = Gathering(build, bundle, pointer.seen, base=name, model_digest=model_digest, scratch=scratch)
     wanted = gathering.gather(fetcher)
@@ -78,7 +78,7 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
 
     made = Assembly(wanted, materials, StoredBook(bundle), told=proven).assemble()
     told.stage(BuildStage.PUBLISHING)
-    announce(bundle, Running(sequence=build.sequence, base=name, digest=made.manifest.digest))
+    announce(bundle, Running(sequence=build.sequence, uid=identity.uid, base=name, digest=made.manifest.digest))
     pointer.require_turn()
     kept = materials.kept
     assert kept is not None

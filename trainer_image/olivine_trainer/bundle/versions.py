@@ -18,6 +18,8 @@ class Running(StatusModel):
     """What a build that has not ended needs: nobody removes it meanwhile."""
 
     sequence: int
+    uid: str
+    """Of its AdapterBundle."""
     base: str
     digest: str | None = None
     """Of the version, from the moment that it is uploaded."""
@@ -79,9 +81,9 @@ def prune(bundle: Store, latest: Latest, keep: int) -> None:
     kept = latest.history[:keep]
     digests, bases = {one.digest for one in kept}, {one.base for one in kept}
     running = [_read_running(bundle, item.key) for item in bundle.list(RUNNING)]
-    newer = [one for one in running if one is not None and one.sequence > latest.sequence]
+    newer = [one for one in running if one is not None and _may_publish(one, latest)]
     spared, needed = digests | {one.digest for one in newer if one.digest is not None}, bases | {one.base for one in newer}
-    over = [one for one in running if one is not None and one.sequence <= latest.sequence]
+    over = [one for one in running if one is not None and not _may_publish(one, latest)]
     doomed = {one.digest for one in (*latest.history[keep:], *over) if one.digest is not None} - spared
     for digest in sorted(doomed & set(bundle.list_here().folders)):
         _remove(bundle, digest)
@@ -115,6 +117,13 @@ def _remove(bundle: Store, folder: str) -> None:
     """The manifest goes first: what is half deleted must not look whole."""
     keys = [item.key for item in bundle.list(folder)]
     bundle.delete(sorted(keys, key=lambda key: key != f"{folder}/{MANIFEST}"))
+
+
+def _may_publish(running: Running, latest: Latest) -> bool:
+    """Whether the pointer may still be this build's to move, as `require_turn` has it."""
+    if running.uid == latest.uid:
+        return running.sequence > latest.sequence
+    return running.uid not in latest.former
 
 
 def _read_running(bundle: Store, key: str) -> Running | None:
