@@ -417,3 +417,18 @@ def test_what_a_deleted_bundles_build_was_at_does_not_stay_for_ever(shop: Shop) 
     anew.run(anew.build(_at(shop, "two"), retention={"versions": 1}))
     assert _bases(shop) == {shop.latest().history[0].base} != first
     assert shop.bundle.list("running") == []
+
+
+def test_a_model_that_was_exchanged_is_not_taken_for_the_one_before(shop: Shop, adapters: dict[str, Path], tmp_path: Path) -> None:
+    pin = {"uri": shop.upload("artifacts/one", adapters["one"], kind="Adapter"), "digest": describe(adapters["one"], {}).digest}
+    first = shop.run(shop.build({"one": pin}))
+    assert first.base is not None
+    other = make_tiny("Llama", tmp_path / "other", intermediate_size=96, **WIDE, num_hidden_layers=3)
+    shop.upload("model", other)
+    # All that this one needs is there: the model's files are not looked at.
+    again = shop.run(shop.build({"one": pin}, model_digest=first.base.model_digest, retention={"versions": 2}))
+    assert again.base == first.base
+    shop.onnx = {"precision": "int4"}
+    last = shop.run(shop.build({"one": pin}))
+    assert last.base is not None
+    assert last.base.model_digest == describe(other, {}).digest
