@@ -226,11 +226,12 @@ def test_an_earlier_adapter_stays_where_its_newer_source_is_rejected(shop: Shop,
 
 
 def test_an_adapter_that_cannot_be_had_is_rejected_and_the_others_ship(
-    shop: Shop, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = {"OLIVINE_ADAPTER_2_AWS_ACCESS_KEY_ID": "test-key", "OLIVINE_ADAPTER_2_AWS_SECRET_ACCESS_KEY": "wrong"}
     shop.environ = {**shop.environ, **wrong}
     foreign = shop.upload("foreign", adapters["two"], modelDigest="f" * 64)
+    whole = shop.upload("whole", model, kind="Model")
     uri = f"{shop.store.uri}/two"
     result = shop.run(
         shop.build(
@@ -240,6 +241,7 @@ def test_an_adapter_that_cannot_be_had_is_rejected_and_the_others_ship(
                 "secretless": {"uri": uri, "credentials": 1, "secret": "gone"},
                 "denied": {"uri": uri, "credentials": 2, "secret": "wrong"},
                 "nowhere": f"{shop.store.uri}/nowhere",
+                "whole": whole,
                 "bucketless": "s3://other-bucket/x",
                 "changed": {"uri": uri, "digest": "e" * 64},
             }
@@ -251,10 +253,13 @@ def test_an_adapter_that_cannot_be_had_is_rejected_and_the_others_ship(
         "secretless": "the Secret 'gone' of adapters[].secretRef is not there, or has none of AWS_ACCESS_KEY_ID",
         "denied": "was denied: check the keys in the Secret of adapters[].secretRef",
         "nowhere": "there is nothing at s3://",
+        "whole": "it has neither adapter_config.json (peft) nor",
         "bucketless": "names a bucket that does not exist",
         "changed": "not the eeeeeeeeeeee… that its job published",
     }
     assert {name: wanted[name] in reason for name, reason in reasons.items()} == dict.fromkeys(wanted, True), reasons
+
+    assert not list(shop.scratch.glob("*/adapters/whole/*.safetensors"))  # gigabytes that nobody needs
 
     # A store that is away is nobody's fault: the whole build is tried again.
     monkeypatch.setattr("olivine_trainer.storage.store.PATIENCE_SECONDS", 0)
