@@ -16,6 +16,7 @@ from olivine_trainer.bundle.assembly import AdaptersRejectedError
 from olivine_trainer.bundle.check import check_bundle
 from olivine_trainer.bundle.pod import Told
 from olivine_trainer.bundle.remote import find_bundle
+from olivine_trainer.bundle.versions import prune
 from olivine_trainer.cli.bundle import main
 from olivine_trainer.errors import ConfigurationError, ModelError, StorageUnavailableError, SupersededError
 from olivine_trainer.storage.manifest import describe
@@ -437,3 +438,13 @@ def test_a_model_that_was_exchanged_is_not_taken_for_the_one_before(shop: Shop, 
     last = shop.run(shop.build({"one": pin}))
     assert last.base is not None
     assert last.base.model_digest == describe(other, {}).digest
+
+
+def test_a_build_that_was_overtaken_before_it_pruned_removes_nothing(shop: Shop) -> None:
+    shop.run(shop.build(_at(shop, "one")))
+    overtaken = shop.latest()
+    shop.onnx = {"precision": "int4"}
+    shop.run(shop.build(_at(shop, "two")))
+    before = shop.tags()
+    prune(shop.bundle, overtaken, 1)
+    assert shop.tags() == before

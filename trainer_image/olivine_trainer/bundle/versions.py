@@ -4,7 +4,7 @@ from pathlib import Path
 
 from olivine_api.base import StatusModel
 from olivine_trainer.bundle.assembly import Assembled
-from olivine_trainer.bundle.latest import Latest
+from olivine_trainer.bundle.latest import Latest, read_latest
 from olivine_trainer.bundle.layout import BASES, BUILDS, PROOFS, RUNNING, base_folder, build_key, running_key
 from olivine_trainer.bundle.manifest import MANIFEST, REPORT, Manifest
 from olivine_trainer.bundle.report import BundleReport
@@ -78,6 +78,9 @@ def complete_version(bundle: Store, made: Assembled) -> None:
 
 def prune(bundle: Store, latest: Latest, keep: int) -> None:
     """Remove all but the newest versions, then bases, results and proofs that nobody uses; what a newer build is at stays."""
+    now = read_latest(bundle)
+    if now is None or (now.uid, now.sequence) != (latest.uid, latest.sequence):
+        return  # whoever has moved it since knows what is needed
     kept = latest.history[:keep]
     digests, bases = {one.digest for one in kept}, {one.base for one in kept}
     running = [_read_running(bundle, item.key) for item in bundle.list(RUNNING)]
