@@ -282,6 +282,9 @@ def test_a_runs_samples_are_its_adapters_prompts(shop: Shop, adapters: dict[str,
     other = replace(shop, name="builtin", sequence=0)
     without = other.run(other.build(_at(shop, "one"))).adapters[0]
     assert with_samples.mean_kl != without.mean_kl  # measured over other texts
+    shop.store.put("run/run/published.json", b'{"samples": null}')  # somebody else's
+    odd = replace(shop, name="odd", sequence=0)
+    assert odd.run(odd.build({"one": uri})).adapters[0].mean_kl == without.mean_kl
 
 
 def test_a_second_place_that_is_the_first_is_refused(shop: Shop) -> None:
@@ -448,3 +451,15 @@ def test_a_build_that_was_overtaken_before_it_pruned_removes_nothing(shop: Shop)
     before = shop.tags()
     prune(shop.bundle, overtaken, 1)
     assert shop.tags() == before
+
+
+def test_of_a_jobs_prompt_no_more_is_measured_than_a_specification_may_ask_for(shop: Shop, tmp_path: Path) -> None:
+    shop.verify = {"maxExtraKL": 1.0}
+    spacious = make_tiny("Llama", tmp_path / "spacious", intermediate_size=96, **WIDE, max_position_embeddings=16384)
+    uri, long = f"{shop.store.uri}/one", "".join(f"Phrase: ha {number}\n" for number in range(1000))
+    adapters = {
+        "long": {"uri": uri, "prompts": [long]},
+        "cut": {"uri": uri, "prompts": [long[-4096:]]},
+    }
+    cut, whole = shop.run(shop.build(adapters, model={"uri": shop.upload("spacious", spacious)})).adapters
+    assert whole.mean_kl == cut.mean_kl

@@ -141,7 +141,7 @@ class AdapterFetcher:
         except TrainerError as error:
             if error.category is not Category.USER:
                 raise
-        except (ValueError, AttributeError):  # no record of ours
+        except (ValueError, AttributeError, TypeError):  # no record of ours
             pass
         return []
 
