@@ -17,6 +17,7 @@ from olivine_trainer.bundle.assembly import AdaptersRejectedError
 from olivine_trainer.bundle.check import check_bundle
 from olivine_trainer.bundle.pod import Told
 from olivine_trainer.bundle.remote import find_bundle
+from olivine_trainer.bundle.versions import prune
 from olivine_trainer.cli.bundle import main
 from olivine_trainer.errors import ConfigurationError, ModelError, StorageUnavailableError, SupersededError, TrainerError
 from olivine_trainer.storage.manifest import describe
@@ -227,11 +228,12 @@ def test_an_earlier_adapter_stays_where_its_newer_source_is_rejected(shop: Shop,
 
 
 def test_an_adapter_that_cannot_be_had_is_rejected_and_the_others_ship(
-    shop: Shop, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = {"OLIVINE_ADAPTER_2_AWS_ACCESS_KEY_ID": "test-key", "OLIVINE_ADAPTER_2_AWS_SECRET_ACCESS_KEY": "wrong"}
     shop.environ = {**shop.environ, **wrong}
     foreign = shop.upload("foreign", adapters["two"], modelDigest="f" * 64)
+    whole = shop.upload("whole", model, kind="Model")
     uri = f"{shop.store.uri}/two"
     result = shop.run(
         shop.build(
@@ -241,6 +243,7 @@ def test_an_adapter_that_cannot_be_had_is_rejected_and_the_others_ship(
                 "secretless": {"uri": uri, "credentials": 1, "secret": "gone"},
                 "denied": {"uri": uri, "credentials": 2, "secret": "wrong"},
                 "nowhere": f"{shop.store.uri}/nowhere",
+                "whole": whole,
                 "bucketless": "s3://other-bucket/x",
                 "changed": {"uri": uri, "digest": "e" * 64},
             }
@@ -252,10 +255,13 @@ def test_an_adapter_that_cannot_be_had_is_rejected_and_the_others_ship(
         "secretless": "the Secret 'gone' of adapters[].secretRef is not there, or has none of AWS_ACCESS_KEY_ID",
         "denied": "was denied: check the keys in the Secret of adapters[].secretRef",
         "nowhere": "there is nothing at s3://",
+        "whole": "it has neither adapter_config.json (peft) nor",
         "bucketless": "names a bucket that does not exist",
         "changed": "not the eeeeeeeeeeee… that its job published",
     }
     assert {name: wanted[name] in reason for name, reason in reasons.items()} == dict.fromkeys(wanted, True), reasons
+
+    assert not list(shop.scratch.glob("*/adapters/whole/*.safetensors"))  # gigabytes that nobody needs
 
     # A store that is away is nobody's fault: the whole build is tried again.
     monkeypatch.setattr("olivine_trainer.storage.store.PATIENCE_SECONDS", 0)
@@ -277,6 +283,9 @@ def test_a_runs_samples_are_its_adapters_prompts(shop: Shop, adapters: dict[str,
     other = replace(shop, name="builtin", sequence=0)
     without = other.run(other.build(_at(shop, "one"))).adapters[0]
     assert with_samples.mean_kl != without.mean_kl  # measured over other texts
+    shop.store.put("run/run/published.json", b'{"samples": null}')  # somebody else's
+    odd = replace(shop, name="odd", sequence=0)
+    assert odd.run(odd.build({"one": uri})).adapters[0].mean_kl == without.mean_kl
 
 
 def test_a_second_place_that_is_the_first_is_refused(shop: Shop) -> None:
@@ -411,3 +420,55 @@ def test_more_adapters_need_no_more_memory(shop: Shop, model: Path, tmp_path: Pa
     measure(1)  # modules that are imported late
     size = (tmp_path / "large" / "adapter_model.safetensors").stat().st_size
     assert measure(5) - measure(1) < size
+
+
+def test_what_a_deleted_bundles_build_was_at_does_not_stay_for_ever(shop: Shop) -> None:
+    shop.sequence = 7
+    with pytest.raises(AdaptersRejectedError):
+        shop.run(shop.build({"one": f"{shop.store.uri}/damaged"}))
+    first = _bases(shop)
+    shop.run(shop.build(_at(shop, "one")))
+    shop.onnx = {"precision": "int4"}
+    with pytest.raises(AdaptersRejectedError):
+        shop.run(shop.build({"one": f"{shop.store.uri}/nowhere", "two": f"{shop.store.uri}/damaged"}))
+    anew = replace(shop, uid="u2", sequence=0, onnx={"precision": "fp32"})
+    anew.run(anew.build(_at(shop, "two"), retention={"versions": 1}))
+    assert _bases(shop) == {shop.latest().history[0].base} != first
+    assert shop.bundle.list("running") == []
+
+
+def test_a_model_that_was_exchanged_is_not_taken_for_the_one_before(shop: Shop, adapters: dict[str, Path], tmp_path: Path) -> None:
+    pin = {"uri": shop.upload("artifacts/one", adapters["one"], kind="Adapter"), "digest": describe(adapters["one"], {}).digest}
+    first = shop.run(shop.build({"one": pin}))
+    assert first.base is not None
+    other = make_tiny("Llama", tmp_path / "other", intermediate_size=96, **WIDE, num_hidden_layers=3)
+    shop.upload("model", other)
+    # All that this one needs is there: the model's files are not looked at.
+    again = shop.run(shop.build({"one": pin}, model_digest=first.base.model_digest, retention={"versions": 2}))
+    assert again.base == first.base
+    shop.onnx = {"precision": "int4"}
+    last = shop.run(shop.build({"one": pin}))
+    assert last.base is not None
+    assert last.base.model_digest == describe(other, {}).digest
+
+
+def test_a_build_that_was_overtaken_before_it_pruned_removes_nothing(shop: Shop) -> None:
+    shop.run(shop.build(_at(shop, "one")))
+    overtaken = shop.latest()
+    shop.onnx = {"precision": "int4"}
+    shop.run(shop.build(_at(shop, "two")))
+    before = shop.tags()
+    prune(shop.bundle, overtaken, 1)
+    assert shop.tags() == before
+
+
+def test_of_a_jobs_prompt_no_more_is_measured_than_a_specification_may_ask_for(shop: Shop, tmp_path: Path) -> None:
+    shop.verify = {"maxExtraKL": 1.0}
+    spacious = make_tiny("Llama", tmp_path / "spacious", intermediate_size=96, **WIDE, max_position_embeddings=16384)
+    uri, long = f"{shop.store.uri}/one", "".join(f"Phrase: ha {number}\n" for number in range(1000))
+    adapters = {
+        "long": {"uri": uri, "prompts": [long]},
+        "cut": {"uri": uri, "prompts": [long[-4096:]]},
+    }
+    cut, whole = shop.run(shop.build(adapters, model={"uri": shop.upload("spacious", spacious)})).adapters
+    assert whole.mean_kl == cut.mean_kl

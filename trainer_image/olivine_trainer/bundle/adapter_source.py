@@ -71,7 +71,11 @@ def read_adapter_folder(folder: Path, linears: Mapping[str, Linear]) -> SlotAdap
         return read_bottleneck(folder, linears)
     if (folder / PEFT).is_file():
         return read_peft(folder, linears)
-    raise RejectedError(f"it has neither {PEFT} (peft) nor {BOTTLENECK} (a bottleneck adapter of Olivine): look at its address")
+    raise _no_adapter()
+
+
+def _no_adapter() -> RejectedError:
+    return RejectedError(f"it has neither {PEFT} (peft) nor {BOTTLENECK} (a bottleneck adapter of Olivine): look at its address")
 
 
 class AdapterFetcher:
@@ -137,7 +141,7 @@ class AdapterFetcher:
         except TrainerError as error:
             if error.category is not Category.USER:
                 raise
-        except (ValueError, AttributeError):  # no record of ours
+        except (ValueError, AttributeError, TypeError):  # no record of ours
             pass
         return []
 
@@ -177,6 +181,8 @@ def _download(source: OpenSource, listed: set[str], folder: Path) -> tuple[str, 
         except DamagedFolderError as error:
             raise RejectedError(f"{error}: upload the adapter again") from None
     wanted = list(described.files) if described is not None else [key for key in _NEEDED if key in listed]
+    if not {PEFT, BOTTLENECK} & set(wanted):  # a whole model, say: before its gigabytes are fetched
+        raise _no_adapter()
     sums: dict[str, str] = {}
     for key in sorted(wanted):
         if not (folder / key).resolve().is_relative_to(folder.resolve()):

@@ -58,7 +58,7 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
     model = _Model(build, environ, cache, scratch)
     model_digest = model.digest(pointer.seen)
     name = base_name(model_digest, build.onnx)
-    announce(bundle, Running(sequence=build.sequence, base=name))
+    announce(bundle, Running(sequence=build.sequence, uid=identity.uid, base=name))
     fetcher = AdapterFetcher(build.storage, environ, cache, scratch)
     gathering = Gathering(build, bundle, pointer.seen, base=name, model_digest=model_digest, scratch=scratch)
     wanted = gathering.gather(fetcher)
@@ -78,7 +78,7 @@ def build_in_pod(build: BundleBuild, identity: JobIdentity, environ: Mapping[str
 
     made = Assembly(wanted, materials, StoredBook(bundle), told=proven).assemble()
     told.stage(BuildStage.PUBLISHING)
-    announce(bundle, Running(sequence=build.sequence, base=name, digest=made.manifest.digest))
+    announce(bundle, Running(sequence=build.sequence, uid=identity.uid, base=name, digest=made.manifest.digest))
     pointer.require_turn()
     kept = materials.kept
     assert kept is not None
@@ -155,15 +155,18 @@ class _Model:
         access = access_to(build.model, build.storage, "model", environ)
         self._source: Source = open_source(access, cache, scratch, environ, revision=build.model.revision)
         self._fetched: FetchedModel | None = None
+        self._listed: str | None = None
         self.state: str | None = None
+        """What lies there, where its digest is known from its files, not from what the operator says."""
         self.revision = self._source.revision or build.model.revision
 
     def digest(self, latest: Latest | None) -> str:
         """As the operator knows it, as the newest version was built from the same files, else of the files themselves."""
-        self.state = model_state(self._source)
+        state = self._listed = model_state(self._source)
         known = latest.result.base.model_digest if latest is not None and latest.result.base is not None else None
-        if latest is not None and self.state is not None and latest.model_state == self.state and known is not None:
+        if latest is not None and state is not None and latest.model_state == state and known is not None:
             self._check(known)
+            self.state = state
             return known
         return self._build.model_digest or self._fetch().digest
 
@@ -175,6 +178,7 @@ class _Model:
         if self._fetched is None:
             self._fetched = fetch_model(self._source, self._cache)
             self._check(self._fetched.digest)
+            self.state = self._listed
         return self._fetched
 
     def _check(self, digest: str) -> None:

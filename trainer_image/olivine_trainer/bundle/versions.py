@@ -4,7 +4,7 @@ from pathlib import Path
 
 from olivine_api.base import StatusModel
 from olivine_trainer.bundle.assembly import Assembled
-from olivine_trainer.bundle.latest import Latest
+from olivine_trainer.bundle.latest import Latest, read_latest
 from olivine_trainer.bundle.layout import BASES, BUILDS, PROOFS, RUNNING, base_folder, build_key, running_key
 from olivine_trainer.bundle.manifest import MANIFEST, REPORT, Manifest
 from olivine_trainer.bundle.report import BundleReport
@@ -18,6 +18,8 @@ class Running(StatusModel):
     """What a build that has not ended needs: nobody removes it meanwhile."""
 
     sequence: int
+    uid: str
+    """Of its AdapterBundle."""
     base: str
     digest: str | None = None
     """Of the version, from the moment that it is uploaded."""
@@ -76,12 +78,15 @@ def complete_version(bundle: Store, made: Assembled) -> None:
 
 def prune(bundle: Store, latest: Latest, keep: int) -> None:
     """Remove all but the newest versions, then bases, results and proofs that nobody uses; what a newer build is at stays."""
+    now = read_latest(bundle)
+    if now is None or (now.uid, now.sequence) != (latest.uid, latest.sequence):
+        return  # whoever has moved it since knows what is needed
     kept = latest.history[:keep]
     digests, bases = {one.digest for one in kept}, {one.base for one in kept}
     running = [_read_running(bundle, item.key) for item in bundle.list(RUNNING)]
-    newer = [one for one in running if one is not None and one.sequence > latest.sequence]
+    newer = [one for one in running if one is not None and _may_publish(one, latest)]
     spared, needed = digests | {one.digest for one in newer if one.digest is not None}, bases | {one.base for one in newer}
-    over = [one for one in running if one is not None and one.sequence <= latest.sequence]
+    over = [one for one in running if one is not None and not _may_publish(one, latest)]
     doomed = {one.digest for one in (*latest.history[keep:], *over) if one.digest is not None} - spared
     for digest in sorted(doomed & set(bundle.list_here().folders)):
         _remove(bundle, digest)
@@ -115,6 +120,13 @@ def _remove(bundle: Store, folder: str) -> None:
     """The manifest goes first: what is half deleted must not look whole."""
     keys = [item.key for item in bundle.list(folder)]
     bundle.delete(sorted(keys, key=lambda key: key != f"{folder}/{MANIFEST}"))
+
+
+def _may_publish(running: Running, latest: Latest) -> bool:
+    """Whether the pointer may still be this build's to move, as `require_turn` has it."""
+    if running.uid == latest.uid:
+        return running.sequence > latest.sequence
+    return running.uid not in latest.former
 
 
 def _read_running(bundle: Store, key: str) -> Running | None:
