@@ -11,7 +11,7 @@ from olivine_api.finetunejob import Retries
 from olivine_api.outputs import OnnxOutput
 from olivine_api.pods import LabelSelector, Pods
 from olivine_api.publish import Publish
-from olivine_api.sources import LocalObjectReference, ModelSource, Source, Storage, Uri
+from olivine_api.sources import OPTIONAL_PLACE_RULE, LocalObjectReference, ModelSource, Source, Storage, Uri
 from olivine_api.status import Condition, Digest, Failure, Message, ShortText, StorageUri
 
 ADAPTER_LIMIT = 64
@@ -32,6 +32,7 @@ class Adapter(ApiModel):
             holds=lambda a: a.uri is not None or (a.secret_ref is None and a.endpoint is None),
             message="secretRef and endpoint of an adapter go with its uri: a job brings its own storage",
         ),
+        OPTIONAL_PLACE_RULE,
         Rule(
             cel="self.name != 'base'",
             holds=lambda a: a.name != "base",
@@ -71,7 +72,7 @@ class Verify(ApiModel):
 
 
 class Retention(ApiModel):
-    """What is kept of older versions."""
+    """What is kept of older versions, from the next version on."""
 
     versions: Annotated[int, Field(ge=1, le=100)] = 3
 

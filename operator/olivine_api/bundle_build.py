@@ -27,10 +27,6 @@ class BuildAdapter(ApiModel):
     """Of the artifact, where a FineTuneJob published it."""
     model_digest: Digest | None = None
     """Of the base that the FineTuneJob trained on; for others the artifact's own manifest.json may tell it."""
-    job: ShortText | None = None
-    """The FineTuneJob that it comes from."""
-    prompts: Annotated[list[str], Field(max_length=8)] = []
-    """Prompts of the job's validation rows, where it tells any."""
 
 
 class BundleBuild(ApiModel):

@@ -30,6 +30,12 @@ PLACE_RULE = Rule(
     " without empty, . or .. parts: other schemes are not served",
     field_path=".uri",
 )
+OPTIONAL_PLACE_RULE = Rule(
+    cel=f"!has(self.uri) || ({PLACE_RULE.cel})",
+    holds=lambda place: place.uri is None or (PLACE_RULE.holds is not None and PLACE_RULE.holds(place)),
+    message=PLACE_RULE.message,
+    field_path=".uri",
+)
 _PLACE_RULES = (
     PLACE_RULE,
     Rule(

@@ -395,6 +395,10 @@ WRONG_BUNDLES: dict[str, tuple[Json, str]] = {
         {"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "onnx": {"precision": "fp32", "target": "cuda"}},
         "makes no graph: write fp16",
     ),
+    "an adapter nowhere": (
+        {"model": {"uri": "s3://m/x"}, "adapters": [{"name": "a", "uri": "ftp://x/y"}]},
+        "uri must be hf://org/name",
+    ),
     "two pods": ({"adapters": [{"name": "a", "jobRef": {"name": "j"}}], "pods": {"count": 2}}, "one pod with one process"),
     "a selector of nodes": (
         {"selector": {"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}},

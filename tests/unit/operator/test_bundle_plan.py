@@ -291,6 +291,15 @@ def test_adapters_of_another_base_or_a_failed_job_are_rejected_and_the_others_ar
     assert "published no adapter" in str(reasons["whole"][1])
 
 
+def test_a_job_whose_final_report_was_lost_is_not_blamed() -> None:
+    lost = job("tone")
+    silent = replace(lost, status={**lost.status, "artifacts": [], "storageUri": "s3://olivine/runs/team-a/tone/u"})
+    status = status_of(look(bundle(**named("tone")), silent))
+    assert "was lost: name its adapter by its address, below s3://olivine/runs/team-a/tone/u/artifacts" in str(
+        status.adapters[0].reason
+    )
+
+
 def test_a_job_named_base_does_not_take_the_place_of_the_model_without_adapters() -> None:
     labels = {"team": "voices"}
     planned = look(bundle(selector={"matchLabels": labels}), job("base", labels=labels), job("tone", labels=labels))

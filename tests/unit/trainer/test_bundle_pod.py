@@ -104,8 +104,9 @@ def test_adding_replacing_and_removing_leave_the_base_and_the_others_alone(shop:
         _version(shop, result, tmp_path)
 
     elsewhere = replace(shop, name="anew", sequence=0)
-    assert elsewhere.run(elsewhere.build(_at(shop, "one", "two", "down"))).bundle == wider.bundle.model_copy(  # type: ignore[union-attr]
-        update={"version": 1, "uri": f"{elsewhere.bundle.uri}/{wider.bundle.digest}"}  # type: ignore[union-attr]
+    assert wider.bundle is not None
+    assert elsewhere.run(elsewhere.build(_at(shop, "one", "two", "down"))).bundle == wider.bundle.model_copy(
+        update={"version": 1, "uri": f"{elsewhere.bundle.uri}/{wider.bundle.digest}"}
     )
 
 
@@ -462,13 +463,18 @@ def test_a_build_that_was_overtaken_before_it_pruned_removes_nothing(shop: Shop)
     assert shop.tags() == before
 
 
-def test_of_a_jobs_prompt_no_more_is_measured_than_a_specification_may_ask_for(shop: Shop, tmp_path: Path) -> None:
+def test_of_a_jobs_prompt_no_more_is_measured_than_a_specification_may_ask_for(
+    shop: Shop, adapters: dict[str, Path], tmp_path: Path
+) -> None:
     shop.verify = {"maxExtraKL": 1.0}
     spacious = make_tiny("Llama", tmp_path / "spacious", intermediate_size=96, **WIDE, max_position_embeddings=16384)
-    uri, long = f"{shop.store.uri}/one", "".join(f"Phrase: ha {number}\n" for number in range(1000))
-    adapters = {
-        "long": {"uri": uri, "prompts": [long]},
-        "cut": {"uri": uri, "prompts": [long[-4096:]]},
-    }
-    cut, whole = shop.run(shop.build(adapters, model={"uri": shop.upload("spacious", spacious)})).adapters
-    assert whole.mean_kl == cut.mean_kl
+    long = "".join(f"Phrase: ha {number}\n" for number in range(1000))
+    model = {"uri": shop.upload("spacious", spacious)}
+    found: list[float | None] = []
+    for name, prompt in {"long": long, "cut": long[-4096:]}.items():
+        uri = shop.upload(f"{name}/artifacts/abc", adapters["one"], kind="Adapter")
+        shop.store.put(f"{name}/run/published.json", json.dumps({"samples": [{"prompt": prompt}]}).encode())
+        alone = replace(shop, name=name, sequence=0)  # another bundle: the same files would not be measured twice
+        found.append(alone.run(alone.build({"one": uri}, model=model)).adapters[0].mean_kl)
+    assert found[0] is not None
+    assert found[0] == found[1]

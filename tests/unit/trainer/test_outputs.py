@@ -218,7 +218,9 @@ def test_all_outputs_are_published_at_once_by_an_attempt_after_one_that_died_whi
     published: Any = run_job(job, tmp_path / "second")
     assert published.snapshot.resumed_from_step == job.spec.training.max_steps
     assert [one.kind for one in published.snapshot.artifacts] == ["Adapter", "Model", "Onnx"]
-    assert [one.kind for one in open_run(job, {}).published().snapshot.artifacts] == ["Adapter", "Model", "Onnx"]  # type: ignore[union-attr]
+    recorded = open_run(job, {}).published()
+    assert recorded is not None
+    assert [one.kind for one in recorded.snapshot.artifacts] == ["Adapter", "Model", "Onnx"]
     assert len(list(tmp_path.glob("runs/team/tone/u1/artifacts/*"))) == 3
     assert not list(tmp_path.glob("runs/team/tone/u1/checkpoints/*/*"))
     check_bundle(folders(published)["Onnx"])

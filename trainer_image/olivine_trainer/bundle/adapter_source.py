@@ -48,7 +48,6 @@ class AdapterPlace:
     secret: str | None = None
     digest: str | None = None
     model_digest: str | None = None
-    prompts: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,6 @@ class FetchedAdapter:
     """Of its files, as its manifest has it; without one, of those that an adapter needs."""
     prompts: list[str] = field(default_factory=list[str])
     """Its job's held-back ones, where any are known."""
-    told_prompts: list[str] = field(default_factory=list[str])
-    """Those of them that the operator told; the others follow from the digest."""
 
 
 def read_adapter_folder(folder: Path, linears: Mapping[str, Linear]) -> SlotAdapter:
@@ -123,8 +120,7 @@ class AdapterFetcher:
                 f"it was trained on another base: its model has the digest {trained_on[:_SHOWN]}…, the bundle's {model_digest[:_SHOWN]}…;"
                 " train it on the bundle's model, or put it into a bundle of its own model"
             )
-        prompts = place.prompts or self._prompts_of_run(access)
-        return FetchedAdapter(uri=place.uri, folder=folder, digest=digest, prompts=prompts, told_prompts=place.prompts)
+        return FetchedAdapter(uri=place.uri, folder=folder, digest=digest, prompts=self._prompts_of_run(access))
 
     def _prompts_of_run(self, access: Access) -> list[str]:
         """Of the run whose artifact it is: `<run>/artifacts/<digest>` lies beside `<run>/run/published.json`."""
@@ -141,9 +137,9 @@ class AdapterFetcher:
         except TrainerError as error:
             if error.category is not Category.USER:
                 raise
+            return []
         except (ValueError, AttributeError, TypeError):  # no record of ours
-            pass
-        return []
+            return []
 
     def _access(self, place: AdapterPlace) -> Access:
         secret = LocalObjectReference(name=place.secret) if place.secret is not None else None

@@ -272,7 +272,7 @@ class Assembly:
 
     def _proof(self, name: str) -> str:
         source = self._fresh[name]
-        return adapter_proof(self._materials.base_name, source.digest, self._wanted.verify, source.told_prompts)
+        return adapter_proof(self._materials.base_name, source.digest, self._wanted.verify)
 
     def _base_proof(self, drawn: _Drawn) -> str:
         return base_proof(self._materials.base_name, [slot.name for slot in drawn.slots], self._wanted.verify)

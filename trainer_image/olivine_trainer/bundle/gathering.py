@@ -71,7 +71,6 @@ class Gathering:
             secret=adapter.secret,
             digest=adapter.digest,
             model_digest=adapter.model_digest,
-            prompts=list(adapter.prompts),
         )
         earlier = self._earlier.get(adapter.name)
         digest = adapter.digest
@@ -88,6 +87,6 @@ class Gathering:
         """The newest version's, where it was made of these files and proven by what is asked now."""
         if earlier is None or earlier.bundled.source_digest != digest:
             return None
-        if earlier.proof != adapter_proof(self._base, digest, self._build.verify, list(adapter.prompts)):
+        if earlier.proof != adapter_proof(self._base, digest, self._build.verify):
             return None
         return earlier.at(adapter.uri)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from olivine_api.adapterbundle import Onnx
 from olivine_trainer.bundle.base import MODEL, build_base
@@ -13,6 +14,9 @@ from olivine_trainer.bundle.manifest import BundledFile, files_of
 from olivine_trainer.bundle.slots import Linear
 from olivine_trainer.reporting.logs import log
 from olivine_trainer.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from olivine_trainer.bundle.reference import Reference
 
 LINEARS = "linears"
 
@@ -50,7 +54,7 @@ class Materials:
         self._scratch = scratch
         self._bases = bases
         self._model: Path | None = None
-        self._reference: object = None
+        self._reference: Reference | None = None
         self._shipped: Graph | None = None
         self._exact: Graph | None = None
         self._kept: Manifest | None = None
@@ -67,11 +71,11 @@ class Materials:
             self._model = self._load_model()
         return self._model
 
-    def reference(self):  # noqa: ANN201  (imported late: torch)
+    def reference(self) -> "Reference":
         """PyTorch's base."""
-        from olivine_trainer.bundle.reference import Reference  # noqa: PLC0415
+        if self._reference is None:
+            from olivine_trainer.bundle.reference import Reference  # noqa: PLC0415  (torch)
 
-        if not isinstance(self._reference, Reference):
             self._reference = Reference(self.model(), self._model_uri)
         return self._reference
 

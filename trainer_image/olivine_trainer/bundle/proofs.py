@@ -73,12 +73,9 @@ class StoredBook:
         self._bundle.put(proof_key(name), proof.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
 
 
-def adapter_proof(base: str, adapter: str, verify: Verify, prompts: list[str]) -> str:
-    """Names the proof of an adapter by what decides its numbers: the base's name, its source's digest, what is asked of it.
-
-    `prompts`: its job's, where it was told any; those that lie beside its artifact, and the built-in ones, follow from its digest.
-    """
-    return _named({"base": base, "adapter": adapter, "verify": verify.to_json_dict(), "prompts": prompts})
+def adapter_proof(base: str, adapter: str, verify: Verify) -> str:
+    """Names the proof of an adapter by what decides its numbers: the base's name, its source's digest, what is asked of it."""
+    return _named({"base": base, "adapter": adapter, "verify": verify.to_json_dict()})
 
 
 def base_proof(base: str, slots: list[str], verify: Verify) -> str:

@@ -18,11 +18,10 @@ from olivine_trainer.bundle.manifest import REPORT, Manifest, digest_of, files_o
 from olivine_trainer.bundle.reference import Reference
 from olivine_trainer.bundle.report import BundleReport
 from olivine_trainer.bundle.spec import BuildSpec
-from olivine_trainer.bundle.verify import Verifier
+from olivine_trainer.bundle.verify import PROMPT_LENGTH, Verifier
 from olivine_trainer.errors import ModelError
 
 _PROMPTS = 8
-_PROMPT_LENGTH = 4096
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, promp
             total_bytes=total,
             merged_equivalent_bytes=total,
             base=base,
-            switching_difference=0.0,
             adapters=[],
         )
         _write_report(shipped, report)
@@ -106,7 +104,7 @@ def export_whole(model: Path, target: Path, *, uri: str, onnx: OnnxOutput, promp
 
 def _asked(prompts: Sequence[str]) -> Verify:
     """Default bounds; a row's prompts where there are any."""
-    chosen = list(dict.fromkeys(prompt[:_PROMPT_LENGTH] for prompt in prompts if prompt.strip()))[:_PROMPTS]
+    chosen = list(dict.fromkeys(prompt[-PROMPT_LENGTH:] for prompt in prompts if prompt.strip()))[:_PROMPTS]
     return Verify(prompts=chosen or None)
 
 

@@ -27,7 +27,7 @@ from olivine_trainer.errors import ModelError
 from olivine_trainer.faults import is_machine_fault
 
 ANSWER_TOKENS = 24
-_PROMPT_LENGTH = 4096  # characters, as verify.prompts has it: the logits of a whole document do not fit into memory
+PROMPT_LENGTH = 4096  # characters, as verify.prompts has it: the logits of a whole document do not fit into memory
 # Two runs of one graph over one text differ by nothing but the order of additions.
 _SWITCHING_TOLERANCE = 1e-4
 PROMPTS = (
@@ -142,7 +142,7 @@ class Verifier:
 
     def _prompts(self, own: Sequence[str]) -> list[list[int]]:
         """As tokens; of one that is longer than the context, its end."""
-        texts = self._asked.prompts or [text[-_PROMPT_LENGTH:] for text in own] or PROMPTS
+        texts = self._asked.prompts or [text[-PROMPT_LENGTH:] for text in own] or PROMPTS
         encoded = ([int(token) for token in self._reference.tokenizer.encode(text)] for text in texts)
         return [ids[-self._longest :] for ids in encoded if ids]
 

@@ -8,6 +8,8 @@ from olivine_api.reasons import Reason
 from olivine_api.status import JobIdentity
 from olivine_trainer.errors import ConfigurationError
 
+MEMORY_ADVICE = "raise pods.resources.limits.memory, or choose a smaller model"
+
 
 def read_build(folder: Path = Path(names.CONFIG_DIR)) -> tuple[BundleBuild, JobIdentity]:
     """Raises ConfigurationError where nothing is mounted or it is not valid."""

@@ -11,7 +11,7 @@ from olivine_api.bundle_build import BuildSnapshot, BuildStage, BuildTermination
 from olivine_api.exit_codes import Category
 from olivine_api.status import JobIdentity, World
 from olivine_trainer.cgroup import find_memory_cgroup
-from olivine_trainer.cli.bundle_files import write_build
+from olivine_trainer.cli.bundle_files import MEMORY_ADVICE, write_build
 from olivine_trainer.cli.environment import find_scratch, worker_environment
 from olivine_trainer.cli.placement import Placement
 from olivine_trainer.cli.supervisor import in_words
@@ -25,7 +25,6 @@ from olivine_trainer.reporting.poster import Endpoint, Poster
 from olivine_trainer.reporting.termination import leave
 
 _INSIST_SECONDS = 60  # on the result: with the pod goes the best way to tell it
-_ADVICE = "raise pods.resources.limits.memory, or choose a smaller model"
 
 
 def supervise_build(
@@ -78,7 +77,7 @@ def _live(files: BuildFiles, forwarder: Forwarder) -> tuple[int, BuildTerminatio
 
 
 def _silent(death: Death, files: BuildFiles, *, memory: str, asked: bool) -> tuple[int, BuildTermination]:
-    code, reason, message = silent_end(death, "building", memory=memory, advice=_ADVICE, asked_to_go=asked)
+    code, reason, message = silent_end(death, "building", memory=memory, advice=MEMORY_ADVICE, asked_to_go=asked)
     fail(message, reason=reason)
     return code, BuildTermination(category=Category.INFRASTRUCTURE, reason=reason, message=message, build=files.read_snapshot())
 

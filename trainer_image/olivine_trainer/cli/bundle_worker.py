@@ -8,7 +8,7 @@ from olivine_api.exit_codes import Category, ExitCode
 from olivine_api.reasons import Reason
 from olivine_api.status import JobIdentity
 from olivine_trainer.cgroup import find_memory_cgroup
-from olivine_trainer.cli.bundle_files import read_build
+from olivine_trainer.cli.bundle_files import MEMORY_ADVICE, read_build
 from olivine_trainer.errors import InterruptedRunError, OutOfMemoryError, SupersededError, TrainerError
 from olivine_trainer.faults import first_line, is_out_of_memory
 from olivine_trainer.loop.stop import AskedToGo, StopFlag
@@ -76,8 +76,7 @@ def _end_unforeseen(files: BuildFiles, board: BuildBoard, error: Exception) -> i
     if is_out_of_memory(error):
         cgroup = find_memory_cgroup()
         measured = f" ({cgroup.describe()})" if cgroup is not None else ""
-        advice = "raise pods.resources.limits.memory, or choose a smaller model"
-        return _end(files, board, OutOfMemoryError(f"{first_line(error)}{measured}", advice=advice))
+        return _end(files, board, OutOfMemoryError(f"{first_line(error)}{measured}", advice=MEMORY_ADVICE))
     LOGGER.exception("the builder failed")
     files.write_end(
         BuildTermination(

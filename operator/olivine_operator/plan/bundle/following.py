@@ -135,6 +135,7 @@ def _tell_version(draft: BundleDraft, result: BuildResult) -> None:
     rejected = len(result.adapters) - len(ready)
     aside = f", {rejected} rejected" if rejected else ""
     message = f"version {bundle.version} with {len(ready)} adapters{aside} ({in_bytes(bundle.total_bytes)}) at {bundle.uri}"
+    message += "; the base of an earlier version was taken as it lay there" if result.base_reused else ""
     draft.set(Type.BUILT, "True", Reason.PUBLISHED, message)
     draft.set(Type.READY, "True", Reason.PUBLISHED, message)
     draft.set(Type.RECONCILING, "False", Reason.FINISHED, "the newest adapters are built in")

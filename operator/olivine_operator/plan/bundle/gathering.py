@@ -144,8 +144,7 @@ def _of_job(name: str, job_name: str, job: JobView | None, earlier: AdapterStatu
         return _stays(name, "Waiting", f"the FineTuneJob {job_name} is {phase}", earlier)
     artifact = next((one for one in status.artifacts if one.kind == "Adapter"), None)
     if artifact is None:
-        reason = f"the FineTuneJob {job_name} published no adapter: give it method LoRA, QLoRA or Adapter, and outputs.adapter true"
-        return _stays(name, "Rejected", reason, earlier)
+        return _stays(name, "Rejected", _without_adapter(status, job_name), earlier)
     storage, model = _addresses(job)
     resolved = status.resolved.model if status.resolved is not None else None
     if model is not None and resolved is not None and resolved.revision is not None:
@@ -157,7 +156,6 @@ def _of_job(name: str, job_name: str, job: JobView | None, earlier: AdapterStatu
         secret=storage.secret_ref.name if storage is not None and storage.secret_ref is not None else None,
         digest=artifact.digest,
         model_digest=resolved.digest if resolved is not None else None,
-        job=job_name,
     )
     secret = storage.secret_ref if storage is not None else None
     return Candidate(name=name, state="Ready", adapter=built, secret=secret, model=model)
@@ -170,6 +168,14 @@ def _stays(name: str, state: State, reason: str, earlier: AdapterStatus | None) 
     built = BuildAdapter(name=name, uri=earlier.source, digest=earlier.digest, model_digest=earlier.model_digest)
     kept = reason if state == "Orphaned" else f"{reason}; what version {earlier.version} has under this name stays"
     return Candidate(name=name, state=state, reason=kept, adapter=built)
+
+
+def _without_adapter(status: FineTuneJobStatus, job_name: str) -> str:
+    """Why a job that succeeded tells of none."""
+    if status.artifacts:
+        return f"the FineTuneJob {job_name} published no adapter: give it method LoRA, QLoRA or Adapter, and outputs.adapter true"
+    where = f"{status.storage_uri}/artifacts" if status.storage_uri is not None else "its storage.uri"
+    return f"the final report of the FineTuneJob {job_name} was lost: name its adapter by its address, below {where}"
 
 
 def _why(status: FineTuneJobStatus) -> str:

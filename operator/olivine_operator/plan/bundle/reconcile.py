@@ -89,7 +89,7 @@ def _begin(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, *, r
         message = "no FineTuneJob tells the base of these adapters any more: name it in spec.model"
         draft.stall(Reason.INVALID_SPEC, message)
     else:
-        _make(draft, spec, gathered, task, repeats)
+        _write_down(draft, spec, gathered, task, repeats)
 
 
 def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
@@ -110,7 +110,7 @@ def _tell_no_adapters(draft: BundleDraft, gathered: Gathered) -> None:
         )
 
 
-def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild, repeats: int | None) -> None:
+def _write_down(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild, repeats: int | None) -> None:
     """Write the build down, and make its Job."""
     bundle, obstacle = draft.observed.bundle, draft.observed.obstacle
     name = job_name(bundle, task.sequence)
@@ -132,7 +132,7 @@ def _make(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task:
     )
     if obstacle is None:
         draft.go_on(Reason.WAITING_FOR_POD, f"build {task.sequence} of {len(task.adapters)} adapters is being started")
-    _act(draft, spec, gathered, task)
+    _make_job(draft, spec, gathered, task)
 
 
 def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, build: BuildStatus, inputs: str) -> None:
@@ -168,7 +168,7 @@ def _go_on(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, buil
     # What stands in the way is told until the Job is there, or the two would alternate with each try.
     if draft.holds(Type.STALLED) or (built is not None and built.reason in _PAUSED):
         draft.go_on(Reason.WAITING_FOR_POD, f"build {build.sequence} of {len(task.adapters)} adapters is being started")
-    _act(draft, spec, gathered, task)
+    _make_job(draft, spec, gathered, task)
 
 
 def _is_outdated(draft: BundleDraft, spec: AdapterBundleSpec, build: BuildStatus, child: ChildView) -> bool:
@@ -178,7 +178,7 @@ def _is_outdated(draft: BundleDraft, spec: AdapterBundleSpec, build: BuildStatus
     return child.resources_digest != means_digest(spec)
 
 
-def _act(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild) -> None:
+def _make_job(draft: BundleDraft, spec: AdapterBundleSpec, gathered: Gathered, task: BundleBuild) -> None:
     observed = draft.observed
     draft.act(build_job(observed.bundle, spec, gathered, task, ca_certificate=observed.ca_certificate, settings=draft.settings))
 
