@@ -5,7 +5,7 @@ import sys
 from olivine_trainer.early_signals import EARLY
 
 if __name__ == "__main__":
-    if "worker" not in sys.argv[1:2]:  # workers have handlers of their own
+    if "worker" not in sys.argv[1:3]:  # workers, a bundle's too, have handlers of their own
         EARLY.install()  # before the imports below, which take a second
 
     from olivine_trainer.cli import main

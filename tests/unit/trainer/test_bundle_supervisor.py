@@ -208,3 +208,16 @@ def test_reports_fit_their_limits_and_keep_the_bundle() -> None:
     assert snapshot.result is not None
     assert (told.result.bundle, told.result.base) == (snapshot.result.bundle, snapshot.result.base)
     assert told.result.adapters
+
+
+@pytest.mark.parametrize(("verb", "code"), [("pod", 0), ("worker", -signal.SIGTERM)])
+def test_a_signal_before_the_imports_is_remembered_by_pid_1_and_ends_the_child(verb: str, code: int) -> None:
+    """The child has nothing to save yet; remembered by nobody, the signal would be lost, and the pod killed at the end of its grace."""
+    asked_to_go = f"""
+import os, runpy, signal, sys
+import olivine_trainer.cli
+sys.argv = ["olivine_trainer", "bundle", "{verb}", "folder"]
+olivine_trainer.cli.main = lambda: os.kill(os.getpid(), signal.SIGTERM)
+runpy.run_module("olivine_trainer", run_name="__main__")
+"""
+    assert subprocess.run([sys.executable, "-c", asked_to_go], check=False, timeout=60).returncode == code
