@@ -102,6 +102,9 @@ def _goals(one: Measured, adapters: Mapping[str, int]) -> list[str]:
     share = one.one_more["next"] / one.one_more["first"]
     shown = f"{share:.1%} ({one.one_more['next']:.1f} of {one.one_more['first']:.1f} CPU-seconds)"
     goal(f"one adapter more, over the first build: at most {NEXT_GOAL:.0%}", shown, share, NEXT_GOAL)
+    share = one.unproven["next"] / one.unproven["cpu"]
+    shown = f"{share:.1%} ({one.unproven['next']:.2f} of {one.unproven['cpu']:.1f} CPU-seconds)"
+    goal(f"the same, both without proof: at most {NEXT_GOAL:.0%}", shown, share, NEXT_GOAL)
     took = one.switch["call"] + max(0.0, one.switch["token"])
     shown = f"{took:.0f} (call {one.switch['call']:.1f}, next token {one.switch['token']:+.0f})"
     goal(f"a switch: at most {SWITCH_GOAL:.0f} microseconds", shown, took, SWITCH_GOAL)

@@ -71,8 +71,8 @@ def bundle(load: Workload, precision: str, count: str) -> Result:
 
 
 def graph_only(load: Workload, precision: str) -> Result:
-    """The same without any proof: base, slots and files of the largest bundle."""
-    from olivine_trainer.bundle.base import build_base
+    """The same without any proof: base, slots and files of the largest bundle; `next`: one adapter more for the base that is there."""
+    from olivine_trainer.bundle.base import MODEL, build_base
     from olivine_trainer.bundle.files import BASE, adapter_path, pad, write_adapter
     from olivine_trainer.bundle.graph import add_slots
     from olivine_trainer.bundle.peft_reader import read_peft
@@ -82,8 +82,10 @@ def graph_only(load: Workload, precision: str) -> Result:
     _import_all()
     result: Result = {}
     folder = load.folder / f"unproven-{precision}"
+    graph = folder / MODEL
     with _clock(result, "cpu"):
         build_base(Path(load.model), folder, precision)  # pyright: ignore[reportArgumentType]
+        bare = graph.read_bytes()
         linears = linears_of(Reference(Path(load.model), load.model).model)
         found = {name: read_peft(load.adapter(name), linears) for name in load.names(load.most)}
         slots = choose_slots((slot for one in found.values() for slot in one.slots), linears, "Union")
@@ -91,6 +93,13 @@ def graph_only(load: Workload, precision: str) -> Result:
         write_adapter(adapter_path(folder, BASE), pad({}, slots))
         for name, one in found.items():
             write_adapter(adapter_path(folder, name), pad(one.tensors, slots))
+    with _clock(result, "next"):
+        graph.write_bytes(bare)
+        name = load.names(load.most + 1)[-1]
+        one = read_peft(load.adapter(name), linears)
+        add_slots(folder, choose_slots([*slots, *one.slots], linears, "Union"))
+        write_adapter(adapter_path(folder, BASE), pad({}, slots))
+        write_adapter(adapter_path(folder, name), pad(one.tensors, slots))
     shutil.rmtree(folder)
     return result
 

@@ -19,7 +19,7 @@ def _measured(**changes: Any) -> Measured:
         "precision": "int8",
         "plain": {"bytes": 0},
         "bundles": {"1": found},
-        "unproven": {"cpu": 1.0},
+        "unproven": {"cpu": 1.0, "next": 0.05},
         "merged": {"bytes": 1, "cpu": 1.0, "peak_bytes": 1},
         "one_more": {"first": 100.0, "next": 5.0},
         "switch": {"call": 2.0, "token": 98.0, "load": 0.1},
@@ -35,6 +35,7 @@ def _measured(**changes: Any) -> Measured:
         ({}, 1000, []),
         ({}, 999, ["bytes"]),
         ({"one_more": {"first": 100.0, "next": 5.1}}, 1000, ["one adapter more"]),
+        ({"unproven": {"cpu": 1.0, "next": 0.06}}, 1000, ["the same, both without proof"]),
         ({"switch": {"call": 2.0, "token": 99.0, "load": 0.1}}, 1000, ["a switch"]),
         ({"decode": [{"seconds": _DECODED | {"all linear, r16 active": 1.121}}]}, 1000, ["decode overhead, r16"]),
     ],
@@ -42,7 +43,7 @@ def _measured(**changes: Any) -> Measured:
 def test_each_goal_is_judged(changes: dict[str, Any], adapter: int, lost: list[str]) -> None:
     page = render([_measured(**changes)], {"a00": adapter}, {"machine": "here"}, [])
     rows = [line for line in page.splitlines() if line.endswith(("| kept |", "| NOT kept |"))]
-    assert len(rows) == 6
+    assert len(rows) == 7
     broken = [row for row in rows if row.endswith("| NOT kept |")]
     assert [row.startswith(f"| {name}") for row, name in zip(broken, lost, strict=True)] == [True] * len(lost)
 

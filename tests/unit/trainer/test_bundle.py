@@ -149,7 +149,7 @@ def test_a_target_without_such_a_graph_is_refused(model: Path, good: dict[str, P
 
 def test_what_an_empty_slot_of_a_bottleneck_costs_is_a_number(built: tuple[Path, BundleReport]) -> None:
     found = read_adapter(adapter_path(built[0], "attention"))
-    assert {found[name].shape for name in found if name.endswith(".up.bias")} == {(1,)}
+    assert {found[name].shape for name in found if name.endswith(".up_bias")} == {(1,)}
 
 
 _FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {

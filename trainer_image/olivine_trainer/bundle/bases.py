@@ -24,7 +24,7 @@ from olivine_trainer.storage.manifest import (
 from olivine_trainer.storage.store import Store
 
 _WEIGHTS = ".data"
-_LAYOUT = 2  # of slots and adapters' files: those of another one are never taken over
+_LAYOUT = 3  # of slots and adapters' files: those of another one are never taken over
 _BUILDERS = ("onnxruntime-genai", "onnx-ir")
 
 

@@ -29,10 +29,12 @@ def add_slots(folder: Path, slots: Sequence[Slot]) -> None:
     """
     model = ir.load(folder / MODEL)
     found = _projections(model.graph)
-    for slot in sorted(slots, key=lambda one: (one.kind != "lora", one.name)):
+    behind: dict[str, ir.Value] = {}
+    for number, slot in enumerate(sorted(slots, key=lambda one: (one.kind != "lora", one.name))):
         if slot.projection not in found:
             raise ModelError(Reason.MODEL_UNSUPPORTED, f"the base's graph has no projection {slot.projection}")
-        _Surgeon(model.graph, found[slot.projection], slot).operate()
+        surgeon = _Surgeon(model.graph, found[slot.projection], slot, f"slot{number}")
+        behind[slot.projection] = surgeon.operate(behind.get(slot.projection))
     model.graph.sort()
     ir.save(model, folder / MODEL)
 
@@ -47,23 +49,22 @@ def _projections(graph: ir.Graph) -> dict[str, ir.Node]:
 
 
 class _Surgeon:
-    """One slot at one projection."""
+    """One slot at one projection. What it adds has short names: with hundreds of slots, long ones weigh more than a small adapter may."""
 
-    def __init__(self, graph: ir.Graph, projection: ir.Node, slot: Slot) -> None:
+    def __init__(self, graph: ir.Graph, projection: ir.Node, slot: Slot, prefix: str) -> None:
+        """`prefix`: of all that the slot adds; no other slot has it."""
         self._graph = graph
         self._projection = projection
         self._slot = slot
-        self._path = (projection.name or "").rpartition("/")[0]
-        # A symbol for each slot: where two slots shared one, onnxruntime would reuse the buffer of one rank for another.
-        self._rank = f"{slot.name}.rank"
+        self._prefix = prefix
 
-    def operate(self) -> None:
-        """Add the slot's inputs and nodes, and let everybody read what they give."""
+    def operate(self, behind: ir.Value | None) -> ir.Value:
+        """Add the slot's inputs and nodes, let everybody read what they give, and return that; `behind`: what the projection's slot before this one gives."""
+        before = behind if behind is not None else self._projection.outputs[0]
         if self._slot.kind == "lora":
-            before = self._projection.outputs[0]
             source = self._projection.inputs[0]
         else:
-            before = source = self._behind()
+            before = source = self._with_bias(before)
         assert source is not None
         width = before.shape[-1] if before.shape is not None else None
         if width is not None and width != self._slot.outputs:
@@ -83,22 +84,19 @@ class _Surgeon:
         total.type, total.shape = before.type, before.shape
         for user, index in users:
             user.replace_input_with(index, total)
+        return total
 
-    def _behind(self) -> ir.Value:
-        """What the projection gives in the end: behind LoRA, and behind its bias where it has one."""
-        value = self._projection.outputs[0]
-        while True:
-            own = [user for user, _ in value.uses() if user.op_type == "Add" and (user.name or "").startswith(f"{self._path}/")]
-            if not own:
-                return value
-            value = own[0].outputs[0]
+    def _with_bias(self, value: ir.Value) -> ir.Value:
+        """What the projection gives in the end, where the builder adds a bias to it."""
+        path = (self._projection.name or "").rpartition("/")[0]
+        own = [user for user, _ in value.uses() if user.op_type == "Add" and (user.name or "").startswith(f"{path}/")]
+        return own[0].outputs[0] if own else value
 
     def _input(self, name: str) -> ir.Value:
         """A graph input whose default, an initializer of rank 0, is no adapter."""
-        sizes = self._slot.shapes()[name]
-        symbol = f"{self._slot.name}.bias" if name == self._slot.up_bias else self._rank
         empty = ir.tensor(self._slot.empty()[name], name=name)
-        shape = ir.Shape([symbol if size is None else size for size in sizes])
+        # What differs between adapters has no symbol: where two slots shared one, onnxruntime would reuse the buffer of one rank for another.
+        shape = ir.Shape(self._slot.shapes()[name])
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=empty)
         self._graph.inputs.append(value)
         self._graph.register_initializer(value)
@@ -109,9 +107,8 @@ class _Surgeon:
         return value if to in (own, None) else self._node("Cast", [value], f"cast_{part}", {"to": to.value})
 
     def _node(self, op: str, inputs: list[ir.Value], part: str, attributes: dict[str, Any] | None = None) -> ir.Value:
-        name = f"{self._path}/{self._slot.kind}/{part}"
-        node = ir.node(op, inputs, attributes or {}, name=name)
-        node.outputs[0].name = f"{name}/output_0"
+        node = ir.node(op, inputs, attributes or {})
+        node.outputs[0].name = f"{self._prefix}.{part}"
         self._graph.append(node)
         return node.outputs[0]
 
@@ -130,7 +127,7 @@ class _Surgeon:
                 return self._node("Mul", [half, erf], "gelu")
 
     def _constant(self, number: float, part: str) -> ir.Value:
-        name = f"{self._slot.name}.{part}"
+        name = f"{self._prefix}.{part}"
         tensor = ir.tensor(np.array(number, np.float32), name=name)
         value = ir.Value(name=name, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
         self._graph.register_initializer(value)

@@ -91,7 +91,7 @@ class Manifest(StatusModel):
 
     def render(self) -> bytes:
         """The file's content."""
-        return (self.model_dump_json(by_alias=True, indent=1) + "\n").encode()
+        return (self.model_dump_json(by_alias=True) + "\n").encode()
 
 
 def payload_of(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Slots: the places of the graph that can take an adapter, each with the inputs that carry it.
 
-A slot is named by the graph's own name of the projection and by what fits into it: `model.layers.0.attn.q_proj.lora`, or
-`model.layers.0.mlp.down_proj.relu` for a bottleneck with that activation.
+A slot is named by the graph's own name of the projection and by what fits into it: `layers.0.attn.q_proj.lora`, or
+`layers.0.mlp.down_proj.relu` for a bottleneck with that activation.
 """
 
 import re
@@ -36,27 +36,32 @@ class Slot(ApiModel):
     @property
     def name(self) -> str:
         """Unique in a bundle."""
-        return f"{self.projection}.{self.kind}"
+        return f"{self._place}.{self.kind}"
+
+    @property
+    def _place(self) -> str:
+        # Short: a graph has these names three times each, every adapter's file once.
+        return self.projection.removeprefix("model.")
 
     @property
     def down(self) -> str:
         """The graph input [inputs, rank]: read in one go, row by row (decision 0099)."""
-        return f"{self.name}.{'A' if self.kind == 'lora' else 'down'}.weight"
+        return f"{self._place}.A" if self.kind == "lora" else f"{self.name}.down"
 
     @property
     def up(self) -> str:
         """The graph input [rank, outputs]."""
-        return f"{self.name}.{'B' if self.kind == 'lora' else 'up'}.weight"
+        return f"{self._place}.B" if self.kind == "lora" else f"{self.name}.up"
 
     @property
     def down_bias(self) -> str:
         """The graph input [rank]; a bottleneck's only."""
-        return f"{self.name}.down.bias"
+        return f"{self.name}.down_bias"
 
     @property
     def up_bias(self) -> str:
         """The graph input [outputs], or [1] where there is none; a bottleneck's only."""
-        return f"{self.name}.up.bias"
+        return f"{self.name}.up_bias"
 
     def empty(self) -> dict[str, Floats]:
         """What stands in for an adapter that has nothing here: rank 0, and for a bias that is added one zero, not a row of them."""
