@@ -31,6 +31,7 @@ class Measured:
     switch: Result = field(default_factory=dict[str, Any])
     opened: dict[str, Result] = field(default_factory=dict[str, Result])
     decode: list[Result] = field(default_factory=list[Result])
+    small_pages: list[Result] = field(default_factory=list[Result])
 
     def ratios(self, contestant: str, other: str) -> list[float]:
         """CPU time of a token over another contestant's, by process."""
@@ -123,7 +124,7 @@ def _goals(one: Measured, adapters: Mapping[str, int]) -> list[str]:
 def _decode(one: Measured) -> list[str]:
     lines = [
         "",
-        f"Decoding: {len(one.decode)} processes; median (lowest to highest). A model's place in memory, which each process draws anew, is most of the spread.",
+        f"Decoding in huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`): {len(one.decode)} processes; median (lowest to highest).",
         "",
         "| | tokens per CPU-second | CPU time over the base's | over the merged model's | over its own idle |",
         "|---|---|---|---|---|",
@@ -137,7 +138,14 @@ def _decode(one: Measured) -> list[str]:
             _spread(one.ratios(name, idle)) if name.endswith("active") else "-",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+    small = ", ".join(
+        f"{name} {_spread([1 / run['seconds'][name] for run in one.small_pages], 1)}" for name in ("base", "attention, r8 active")
+    )
+    return [
+        *lines,
+        "",
+        f"Tokens per CPU-second in pages of 4 KiB, as without that variable, {len(one.small_pages)} processes: {small}.",
+    ]
 
 
 def _olive(attempts: Sequence[Attempt], second: str) -> list[str]:
@@ -152,5 +160,5 @@ def _olive(attempts: Sequence[Attempt], second: str) -> list[str]:
     return [*lines, "", f"- {second}"]
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+def _spread(values: Sequence[float], digits: int = 3) -> str:
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

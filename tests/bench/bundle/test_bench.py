@@ -25,6 +25,7 @@ def _measured(**changes: Any) -> Measured:
         "switch": {"call": 2.0, "token": 98.0, "load": 0.1},
         "opened": {"bundle": {"cpu": 1.0, "bytes": 1}, "merged": {"cpu": 1.0, "bytes": 1}},
         "decode": [{"seconds": _DECODED | {"all linear, r16 active": 1.119}}],
+        "small_pages": [{"seconds": _DECODED}],
     }
     return Measured(**(values | changes))
 

@@ -23,7 +23,9 @@ class Workload:
     """Adapters in a bundle."""
     precisions: list[str] = field(default_factory=lambda: ["int8", "int4"])
     processes: int = 7
-    """For decoding: where a model lands in memory changes its speed by several per cent, and each process lands anew."""
+    """For decoding, in huge pages."""
+    small_page_processes: int = 3
+    """In pages of 4 KiB: to tell the difference, not for the goals."""
     turns: int = 25
     """In each of them."""
     tokens: int = 4
