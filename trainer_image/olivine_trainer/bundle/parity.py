@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from olivine_api.adapterbundle import Verify
 from olivine_trainer.bundle import reference
 from olivine_trainer.bundle.onnx_model import OnnxModel
 from olivine_trainer.bundle.slots import Floats
@@ -97,6 +98,24 @@ def compare(expected: Expected, onnx: OnnxModel, adapter: str | None, answers: S
         greedy_agreement=sum(greedy) / len(greedy),
         mean_kl=float(np.concatenate(divergence).mean()),
     )
+
+
+def shortfall(parity: Parity, asked: Verify) -> str | None:
+    """What an fp32 graph misses of `asked`, as the end of a sentence whose subject is the graph; None where it misses nothing."""
+    if not parity.max_logit_difference <= asked.max_logit_difference:
+        return (
+            f"differs from PyTorch by {parity.max_logit_difference:.2g} in a logit,"
+            f" verify.maxLogitDifference is {asked.max_logit_difference:g}: where it is rounding, as in large models, allow it there"
+        )
+    agreed = min(parity.greedy_agreement, parity.top1_agreement)
+    if agreed < asked.min_greedy_agreement:
+        return (
+            f"answers {parity.greedy_agreement:.1%} of the greedy tokens as PyTorch does, and finds the same token likeliest at"
+            f" {parity.top1_agreement:.1%} of all, verify.minGreedyAgreement is {asked.min_greedy_agreement:g}; as no logit differs by"
+            f" more than {parity.max_logit_difference:.2g}, two tokens are as good as equally likely where they part: give other"
+            " verify.prompts, or lower verify.minGreedyAgreement"
+        )
+    return None
 
 
 def mean_divergence(texts: Sequence[Sequence[int]], wanted: Sequence[Floats], onnx: OnnxModel, adapter: str | None) -> float:

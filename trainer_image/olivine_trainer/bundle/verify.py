@@ -18,6 +18,7 @@ from olivine_trainer.bundle.parity import (
     expect,
     mean_divergence,
     overhead_percent,
+    shortfall,
     switching_difference,
 )
 from olivine_trainer.bundle.reference import Reference
@@ -73,11 +74,8 @@ class Verifier:
             shipped = mean_divergence(expected.texts, expected.logits, self._shipped, None) if self._shipped is not None else None
         except RuntimeError as error:
             raise _cannot_run(error) from None
-        if missed := self._missed(exact):
-            raise ModelError(
-                Reason.PARITY_UNMET,
-                f"the base's fp32 graph, with no adapter active, {missed}: onnxruntime-genai's builder has it wrong",
-            )
+        if missed := shortfall(exact, self._asked):
+            raise ModelError(Reason.PARITY_UNMET, f"the base's fp32 graph, with no adapter active, {missed}")
         return BaseParity(
             max_logit_difference=exact.max_logit_difference,
             top1_agreement=exact.top1_agreement,
@@ -98,7 +96,7 @@ class Verifier:
                 raise
             raise RejectedError(f"PyTorch cannot load it ({' '.join(str(error).split())[:300]}): upload it again") from None
         expected, exact = self._measure(model, name, self._prompts(prompts))
-        if missed := self._missed(exact):
+        if missed := shortfall(exact, self._asked):
             raise RejectedError(f"its fp32 graph {missed}")
         texts = expected.texts
         base = [reference.logits(self._reference.model, text) for text in texts]
@@ -145,22 +143,6 @@ class Verifier:
         texts = self._asked.prompts or [text[-PROMPT_LENGTH:] for text in own] or PROMPTS
         encoded = ([int(token) for token in self._reference.tokenizer.encode(text)] for text in texts)
         return [ids[-self._longest :] for ids in encoded if ids]
-
-    def _missed(self, parity: Parity) -> str | None:
-        asked = self._asked
-        if not parity.max_logit_difference <= asked.max_logit_difference:
-            return (
-                f"differs from PyTorch by {parity.max_logit_difference:.2g} in a logit,"
-                f" verify.maxLogitDifference is {asked.max_logit_difference:g}"
-            )
-        if parity.greedy_agreement < asked.min_greedy_agreement:
-            return (
-                f"answers {parity.greedy_agreement:.1%} of the greedy tokens as PyTorch does,"
-                f" verify.minGreedyAgreement is {asked.min_greedy_agreement:g}"
-            )
-        if parity.top1_agreement < asked.min_greedy_agreement:
-            return f"agrees with PyTorch on the likeliest token at {parity.top1_agreement:.1%} of all, verify.minGreedyAgreement is {asked.min_greedy_agreement:g}"
-        return None
 
 
 def _cannot_run(error: RuntimeError) -> Exception:
