@@ -188,10 +188,19 @@ class AdapterStatus(StatusModel):
     targets: Annotated[list[ShortText], Field(max_length=64)] = []
     bytes: int | None = None
     max_logit_difference: float | None = None
+    """Of the fp32 build from PyTorch, as are the two agreements."""
     top1_agreement: float | None = None
+    """Share of the tokens where both find the same one likeliest."""
     greedy_agreement: float | None = None
+    """Share of PyTorch's greedy answers' tokens up to the first that differs."""
     mean_kl: Annotated[float | None, Field(alias="meanKL")] = None
+    """Divergence of the shipped build from PyTorch, over all tokens."""
     base_mean_kl: Annotated[float | None, Field(alias="baseMeanKL")] = None
+    """The same of the base, with no adapter active, on the same texts."""
+    shipped_top1_agreement: float | None = None
+    """As top1Agreement, of the shipped build."""
+    shipped_greedy_agreement: float | None = None
+    """As greedyAgreement, of the shipped build."""
     load_milliseconds: float | None = None
     switch_microseconds: float | None = None
     overhead_percent: float | None = None

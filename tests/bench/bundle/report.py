@@ -86,6 +86,7 @@ def _builds(one: Measured, adapters: Mapping[str, int]) -> list[str]:
         f"- loading: bundle {bundle['cpu']:.2f} CPU-seconds and {bundle['bytes'] / 1e6:.0f} MB, one merged model {merged['cpu']:.2f} and {merged['bytes'] / 1e6:.0f} MB"
         f" (N of them take N times that); an adapter {one.switch['load']:.2f} ms",
         f"- mean KL from PyTorch with the adapter: bundle {one.bundles[counts[0]]['kl']:.4f}, merged {one.merged_kl:.4f}, the base's own {one.bundles[counts[0]]['base_kl']:.4f}",
+        f"- as shipped the bundle finds PyTorch's likeliest token at {one.bundles[counts[0]]['top1']:.1%} of all, and gives {one.bundles[counts[0]]['greedy']:.1%} of its greedy answers",
     ]
 
 

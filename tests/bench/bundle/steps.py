@@ -63,8 +63,8 @@ def bundle(load: Workload, precision: str, count: str) -> Result:
         "bytes": _bytes(target),
         "adapter_bytes": sum(sizes.values()),
         "max_logit_difference": max(one.max_logit_difference or 0.0 for one in ready),
-        "top1": min(one.top1_agreement or 0.0 for one in ready),
-        "greedy": min(one.greedy_agreement or 0.0 for one in ready),
+        "top1": ready[0].shipped_top1_agreement,
+        "greedy": ready[0].shipped_greedy_agreement,
         "kl": ready[0].mean_kl,
         "base_kl": ready[0].base_mean_kl,
     }

@@ -17,8 +17,9 @@ from olivine_trainer.bundle.build import build_bundle
 from olivine_trainer.bundle.check import BundleDamagedError, check_bundle
 from olivine_trainer.bundle.files import ADAPTERS, adapter_path, read_adapter, write_adapter
 from olivine_trainer.bundle.manifest import Manifest, files_of
-from olivine_trainer.bundle.onnx_model import OnnxModel
-from olivine_trainer.bundle.parity import Parity, shortfall, switching_difference
+from olivine_trainer.bundle.onnx_model import OnnxModel, stop_tokens
+from olivine_trainer.bundle.parity import Parity, ask, compare, expect, shortfall, switching_difference
+from olivine_trainer.bundle.reference import Reference
 from olivine_trainer.bundle.report import BundleReport
 from olivine_trainer.bundle.spec import BuildSpec, parse_build
 from olivine_trainer.bundle.use import answer_prompt
@@ -88,6 +89,26 @@ def test_adapters_of_mixed_kinds_equal_pytorch_and_one_another_after_switching(b
     assert report.switching_difference < 1e-5
 
 
+def test_the_shipped_builds_agreement_that_its_logits_tell_is_that_of_its_own_answers(
+    built: tuple[Path, BundleReport], bundle: Path, model: Path, good: dict[str, Path]
+) -> None:
+    # Somewhat more of it: quantisation alone changes too few answers of a tiny model.
+    path = adapter_path(bundle, "everything")
+    write_adapter(path, {name: tensor * (1.1 if name.endswith(".B") else 1) for name, tensor in read_adapter(path).items()})
+    pytorch, onnx = Reference(model, "test").adapted(good["everything"]), OnnxModel(bundle)
+    prompts, stops = [[first, 9, 33, 100] for first in range(5, 13)], stop_tokens(bundle)
+    answers = ask(onnx, "everything", prompts, 24)
+    expected = expect(pytorch, prompts, 24, stops, answers)
+    asked, told = compare(expected, onnx, "everything", answers), compare(expected, onnx, "everything")
+    assert asked == told
+    assert 0 < told.greedy_agreement < 1
+    for one in (built[1].base, *built[1].adapters):
+        assert one.shipped_top1_agreement is not None
+        assert one.shipped_greedy_agreement is not None
+        assert 0.9 < one.shipped_top1_agreement <= 1
+        assert 0 < one.shipped_greedy_agreement <= 1
+
+
 def test_every_adapter_changes_what_the_base_says(built: tuple[Path, BundleReport]) -> None:
     onnx, text = OnnxModel(built[0]), [5, 9, 33, 100]
     base = onnx.logits(text, None)
@@ -136,7 +157,7 @@ def test_for_a_device_that_is_not_here_the_fp32_twin_alone_is_proven(
     assert report.base.not_verified.startswith(f"this machine cannot run a graph for {target} (")
     assert report.base.mean_kl is None
     for one in report.adapters:
-        assert (one.state, one.mean_kl, one.greedy_agreement) == ("Ready", None, 1.0)
+        assert (one.state, one.mean_kl, one.shipped_top1_agreement, one.greedy_agreement) == ("Ready", None, None, 1.0)
         assert one.max_logit_difference is not None
         assert one.max_logit_difference < 1e-4
     manifest = check_bundle(tmp_path / "out")

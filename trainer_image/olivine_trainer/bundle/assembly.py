@@ -182,7 +182,7 @@ class Assembly:
                 self._book.keep(self._proof(name), Proof(rejected=str(error)[:1024]))
                 sound = False
                 continue
-            adapter = drawn.read[name]
+            adapter, shipped = drawn.read[name], proven.shipped
             status = AdapterStatus(
                 name=name,
                 source=source.uri,
@@ -192,8 +192,10 @@ class Assembly:
                 max_logit_difference=proven.exact.max_logit_difference,
                 top1_agreement=proven.exact.top1_agreement,
                 greedy_agreement=proven.exact.greedy_agreement,
-                mean_kl=proven.mean_kl,
+                mean_kl=shipped.mean_kl if shipped is not None else None,
                 base_mean_kl=proven.base_mean_kl,
+                shipped_top1_agreement=shipped.top1_agreement if shipped is not None else None,
+                shipped_greedy_agreement=shipped.greedy_agreement if shipped is not None else None,
                 load_milliseconds=proven.load_milliseconds,
                 overhead_percent=proven.overhead_percent,
                 model_digest=self._wanted.model_digest,

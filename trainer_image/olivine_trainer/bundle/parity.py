@@ -61,7 +61,7 @@ def expect(
     for prompt, guess in zip(asked, guesses, strict=True):
         likely = _until_stop(guess, stops)
         found = reference.logits(model, prompt + likely)
-        if not _is_greedy(found[len(prompt) - 1 :], likely, count, stops):
+        if _greedy_share(found[len(prompt) - 1 :], likely, count, stops) < 1.0:
             likely = reference.answer(model, prompt, count, stops)
             found = reference.logits(model, prompt + likely)
         answers.append(likely)
@@ -74,24 +74,35 @@ def _until_stop(answer: Sequence[int], stops: frozenset[int]) -> list[int]:
     return list(answer[:end])
 
 
-def _is_greedy(logits: Floats, answer: Sequence[int], count: int, stops: frozenset[int]) -> bool:
-    """Whether each token is the likeliest after those before it, and what comes after the last ends the answer."""
+def _greedy_share(logits: Floats, answer: Sequence[int], count: int, stops: frozenset[int]) -> float:
+    """Of an answer without its stop token: the share of its tokens, its end among them, before the first that is not the likeliest after those before it.
+
+    `logits`: [tokens, vocabulary], from the prompt's last token on.
+    """
     likeliest = [int(token) for token in logits.argmax(-1)]
-    ended = len(answer) >= count or likeliest[len(answer)] in stops
-    return ended and likeliest[: len(answer)] == list(answer)
+    likely = [one == other for one, other in zip(likeliest, answer, strict=False)]
+    if len(answer) < count:
+        likely.append(likeliest[len(answer)] in stops)
+    return (*likely, False).index(False) / max(1, len(likely))
 
 
-def compare(expected: Expected, onnx: OnnxModel, adapter: str | None, answers: Sequence[Sequence[int]]) -> Parity:
-    """Ask the graph for its logits; `answers`: what it said to the prompts."""
+def compare(expected: Expected, onnx: OnnxModel, adapter: str | None, answers: Sequence[Sequence[int]] | None = None) -> Parity:
+    """Ask the graph for its logits; `answers`: what it said to the prompts, where it was asked for them, too.
+
+    Without them the greedy agreement is told by the logits: up to the first token that differs, a graph's greedy answer is PyTorch's.
+    """
     differences: list[float] = []
     same: list[Floats] = []
     divergence: list[Floats] = []
-    for text, wanted in zip(expected.texts, expected.logits, strict=True):
-        found = onnx.logits(text, adapter)
+    greedy: list[float] = []
+    for prompt, answer, wanted in zip(expected.prompts, expected.answers, expected.logits, strict=True):
+        found = onnx.logits(prompt + answer, adapter)
         differences.append(_worst(wanted, found))
         same.append((wanted.argmax(-1) == found.argmax(-1)).astype(np.float32))
         divergence.append(_kl(wanted, found))
-    greedy = [_agreement(wanted, list(found), expected.stops) for wanted, found in zip(expected.answers, answers, strict=True)]
+        greedy.append(_greedy_share(found[len(prompt) - 1 :], _until_stop(answer, expected.stops), expected.count, expected.stops))
+    if answers is not None:
+        greedy = [_agreement(wanted, list(found), expected.stops) for wanted, found in zip(expected.answers, answers, strict=True)]
     return Parity(
         max_logit_difference=max(differences),
         top1_agreement=float(np.concatenate(same).mean()),

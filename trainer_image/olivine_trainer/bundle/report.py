@@ -16,7 +16,9 @@ class BaseParity(StatusModel):
     top1_agreement: float
     greedy_agreement: float
     mean_kl: Annotated[float | None, Field(alias="meanKL")] = None
-    """Of the shipped build; None where it could not be run."""
+    """Of the shipped build, as are the two below; None where it could not be run."""
+    shipped_top1_agreement: float | None = None
+    shipped_greedy_agreement: float | None = None
     not_verified: str | None = None
     """Why it could not: then the fp32 build of the same surgery alone was proven."""
 

@@ -44,8 +44,8 @@ class Proven:
     """One adapter, measured in both builds."""
 
     exact: Parity
-    mean_kl: float | None = None
-    """Of the shipped build, as are the rest; None where it cannot be run here."""
+    shipped: Parity | None = None
+    """None where it cannot be run here, as are the rest, which are of it."""
     base_mean_kl: float | None = None
     """The same texts with no adapter active, against PyTorch's base."""
     load_milliseconds: float | None = None
@@ -71,7 +71,7 @@ class Verifier:
         """The graph with no adapter active. Raises ModelError where it is not the base: then nothing on it can be."""
         try:
             expected, exact = self._measure(self._reference.model, None, self._prompts(()))
-            shipped = mean_divergence(expected.texts, expected.logits, self._shipped, None) if self._shipped is not None else None
+            shipped = compare(expected, self._shipped, None) if self._shipped is not None else None
         except RuntimeError as error:
             raise _cannot_run(error) from None
         if missed := shortfall(exact, self._asked):
@@ -80,7 +80,9 @@ class Verifier:
             max_logit_difference=exact.max_logit_difference,
             top1_agreement=exact.top1_agreement,
             greedy_agreement=exact.greedy_agreement,
-            mean_kl=shipped,
+            mean_kl=shipped.mean_kl if shipped is not None else None,
+            shipped_top1_agreement=shipped.top1_agreement if shipped is not None else None,
+            shipped_greedy_agreement=shipped.greedy_agreement if shipped is not None else None,
             not_verified=self._not_verified,
         )
 
@@ -106,16 +108,16 @@ class Verifier:
             )
         if self._shipped is None:
             return Proven(exact=exact)
-        mean_kl = mean_divergence(texts, expected.logits, self._shipped, name)
+        shipped = compare(expected, self._shipped, name)
         base_mean_kl = mean_divergence(texts, base, self._shipped, None)
-        if not (extra := mean_kl - base_mean_kl) <= self._asked.max_extra_kl:
+        if not (extra := shipped.mean_kl - base_mean_kl) <= self._asked.max_extra_kl:
             raise RejectedError(
                 f"as shipped its mean KL divergence is {extra:.4f} above the base's own, verify.maxExtraKL is"
                 f" {self._asked.max_extra_kl:g}: choose a higher onnx.precision, or allow more"
             )
         return Proven(
             exact=exact,
-            mean_kl=mean_kl,
+            shipped=shipped,
             base_mean_kl=base_mean_kl,
             load_milliseconds=self._shipped.load_milliseconds[name],
             # As long as a prompt may be: the tokens that are timed stand in the place of an answer.

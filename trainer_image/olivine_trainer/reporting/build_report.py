@@ -10,7 +10,8 @@ from olivine_trainer.reporting.termination import shorten
 _Shrink = Callable[[AdapterStatus], AdapterStatus]
 _SHORT_REASON = 120
 _NUMBERS = (
-    "rank", "bytes", "top1_agreement", "greedy_agreement", "base_mean_kl", "load_milliseconds", "switch_microseconds", "overhead_percent",
+    "rank", "bytes", "top1_agreement", "greedy_agreement", "base_mean_kl", "shipped_top1_agreement", "shipped_greedy_agreement",
+    "load_milliseconds", "switch_microseconds", "overhead_percent",
 )  # fmt: skip
 _SHRINKS: tuple[_Shrink, ...] = (
     lambda adapter: adapter.model_copy(update={"targets": []}),

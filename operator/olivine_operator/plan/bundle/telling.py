@@ -101,7 +101,16 @@ def _bounded(entries: list[AdapterStatus]) -> list[AdapterStatus]:
         return shorter
     return [
         one.model_copy(
-            update={"top1_agreement": None, "greedy_agreement": None, "load_milliseconds": None, "overhead_percent": None}
+            update=dict.fromkeys(
+                (
+                    "top1_agreement",
+                    "greedy_agreement",
+                    "shipped_top1_agreement",
+                    "shipped_greedy_agreement",
+                    "load_milliseconds",
+                    "overhead_percent",
+                )
+            )
         )
         for one in shorter
     ]
