@@ -62,12 +62,16 @@ def _describe(code: Mapping[str, bytes]) -> Images:
     """The two images that hold this code, without building them."""
     parts = {**code, "base": base_layer().digest.encode()}
 
-    def image(short: str, module: str) -> Image:
-        config = ImageConfig(("/opt/olivine/venv/bin/python", "-m", module), _ENV, str(USER), "/tmp")
+    def image(short: str, *command: str) -> Image:
+        config = ImageConfig(command, _ENV, str(USER), "/tmp")
         described = json.dumps(asdict(config), sort_keys=True).encode()
         return Image(f"olivine.local/{short}", digest({**parts, "config": described})[:12], config)
 
-    return Images(image("operator", "olivine_operator"), image("trainer", "olivine_trainer"))
+    python = "/opt/olivine/venv/bin/python"
+    return Images(
+        image("operator", python, "-m", "olivine_operator"),
+        image("trainer", "/usr/bin/env", "--block-signal=TERM", "--block-signal=INT", python, "-m", "olivine_trainer"),
+    )
 
 
 def load(slot: Slot) -> Images:

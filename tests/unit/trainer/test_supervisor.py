@@ -1,5 +1,6 @@
 """PID 1: real processes where it matters, and the judgement over a worker's death as a function of what is left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -300,6 +301,22 @@ def test_a_signal_before_the_supervisor_stood_reaches_the_worker() -> None:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_before_python_stood_is_heard_with_the_images_entrypoint() -> None:
+    dockerfile = (Path(__file__).parents[3] / "trainer_image" / "Dockerfile").read_text()
+    entrypoint: list[str] = json.loads(dockerfile.rpartition("ENTRYPOINT ")[2])
+    assert entrypoint[-2:] == ["-m", "olivine_trainer"]
+    program = """
+import os, signal
+os.kill(os.getpid(), signal.SIGTERM)
+from olivine_trainer.early_signals import EARLY
+heard = EARLY.asked
+EARLY.install()
+print(heard, EARLY.asked, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    done = subprocess.run([*entrypoint[:-3], sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False True set()"
 
 
 def test_threads_follow_the_pods_limit_and_are_shared() -> None:
