@@ -23,7 +23,8 @@ from tests.bench.trainer.__main__ import processor
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "benchmarks" / "bundle.md"
 # As docs/bundles.md advises. In pages of 4 KiB a model's place in memory, which each process draws anew, changes its speed by up to 30 %.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# The threshold: what glibc maps one by one, most of an int8 model's matrices, is too small for such a page.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"}
 _KERNELS_CHOICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

@@ -125,7 +125,7 @@ def _goals(one: Measured, adapters: Mapping[str, int]) -> list[str]:
 def _decode(one: Measured) -> list[str]:
     lines = [
         "",
-        f"Decoding in huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`): {len(one.decode)} processes; median (lowest to highest).",
+        f"Decoding in huge pages (docs/bundles.md): {len(one.decode)} processes; median (lowest to highest).",
         "",
         "| | tokens per CPU-second | CPU time over the base's | over the merged model's | over its own idle |",
         "|---|---|---|---|---|",
@@ -145,7 +145,7 @@ def _decode(one: Measured) -> list[str]:
     return [
         *lines,
         "",
-        f"Tokens per CPU-second in pages of 4 KiB, as without that variable, {len(one.small_pages)} processes: {small}.",
+        f"Tokens per CPU-second in pages of 4 KiB, as glibc has them by itself, {len(one.small_pages)} processes: {small}.",
     ]
 
 
