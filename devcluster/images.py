@@ -62,16 +62,19 @@ def _describe(code: Mapping[str, bytes]) -> Images:
     """The two images that hold this code, without building them."""
     parts = {**code, "base": base_layer().digest.encode()}
 
-    def image(short: str, *command: str) -> Image:
-        config = ImageConfig(command, _ENV, str(USER), "/tmp")
+    def image(short: str, dockerfile: Path) -> Image:
+        config = ImageConfig(_entrypoint(dockerfile), _ENV, str(USER), "/tmp")
         described = json.dumps(asdict(config), sort_keys=True).encode()
         return Image(f"olivine.local/{short}", digest({**parts, "config": described})[:12], config)
 
-    python = "/opt/olivine/venv/bin/python"
     return Images(
-        image("operator", python, "-m", "olivine_operator"),
-        image("trainer", "/usr/bin/env", "--block-signal=TERM", "--block-signal=INT", python, "-m", "olivine_trainer"),
+        image("operator", CHECKOUT / "operator" / "Dockerfile"), image("trainer", CHECKOUT / "trainer_image" / "Dockerfile")
     )
+
+
+def _entrypoint(dockerfile: Path) -> tuple[str, ...]:
+    """As the real image has it."""
+    return tuple(json.loads(dockerfile.read_text().rpartition("\nENTRYPOINT ")[2]))
 
 
 def load(slot: Slot) -> Images:

@@ -20,7 +20,7 @@ NAMESPACE = "docs-commands"
 JOB = "documented"
 NOT_RUN = {
     r"make (demo|test|verify|cluster|cluster-down|help|generate|test-full)$": "the session's own way here, or covered by the demo's test",
-    r"make bench-": "tests/bench run each bench with little to do",
+    r"make bench-": "from 20 minutes to an hour, one with data of its own; tests/bench run what they are made of",
     r"export KUBECONFIG=": "every command below runs with it",
     r"docker build ": "needs a Docker engine; the embedded cluster's images are made without one",
     r"helm uninstall ": "the session's operator would go; tests/api/test_upgrade.py uninstalls a release",

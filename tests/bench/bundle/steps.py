@@ -97,7 +97,8 @@ def graph_only(load: Workload, precision: str) -> Result:
         graph.write_bytes(bare)
         name = load.names(load.most + 1)[-1]
         one = read_peft(load.adapter(name), linears)
-        add_slots(folder, choose_slots([*slots, *one.slots], linears, "Union"))
+        slots = choose_slots([*slots, *one.slots], linears, "Union")
+        add_slots(folder, slots)
         write_adapter(adapter_path(folder, BASE), pad({}, slots))
         write_adapter(adapter_path(folder, name), pad(one.tensors, slots))
     shutil.rmtree(folder)

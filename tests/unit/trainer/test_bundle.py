@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from olivine_api.adapterbundle import Verify
 from olivine_api.reasons import Reason
 from olivine_trainer.bundle.build import build_bundle
 from olivine_trainer.bundle.check import BundleDamagedError, check_bundle
 from olivine_trainer.bundle.files import ADAPTERS, adapter_path, read_adapter, write_adapter
 from olivine_trainer.bundle.manifest import Manifest, files_of
 from olivine_trainer.bundle.onnx_model import OnnxModel, stop_tokens
-from olivine_trainer.bundle.parity import Parity, ask, compare, expect, shortfall, switching_difference
+from olivine_trainer.bundle.parity import ask, compare, expect, switching_difference
 from olivine_trainer.bundle.reference import Reference
 from olivine_trainer.bundle.report import BundleReport
 from olivine_trainer.bundle.spec import BuildSpec, parse_build
@@ -384,21 +383,3 @@ def test_two_adapters_of_one_name_are_refused(model: Path, tmp_path: Path) -> No
     one = {"name": "tone", "uri": tmp_path.as_uri()}
     with pytest.raises(ConfigurationError, match="two entries of adapters have the same name"):
         parse_build({"model": {"uri": model.as_uri()}, "adapters": [one, one]}, "spec.yaml")
-
-
-@pytest.mark.parametrize(
-    ("difference", "top1", "greedy", "said"),
-    [
-        (1e-3, 1.0, 1.0, None),
-        (2e-3, 1.0, 1.0, r"by 0\.002 in a logit, verify\.maxLogitDifference is 0\.001: .*allow it there$"),
-        (float("nan"), 1.0, 1.0, "by nan in a logit"),
-        (1e-4, 0.99, 1.0, r"1e-04|0\.0001, two tokens .* lower verify\.minGreedyAgreement$"),
-        (1e-4, 1.0, 0.9, r"answers 90\.0% of the greedy tokens .* give other verify\.prompts"),
-    ],
-)
-def test_a_graph_that_misses_what_is_asked_says_which_field_to_write(
-    difference: float, top1: float, greedy: float, said: str | None
-) -> None:
-    found = shortfall(Parity(difference, top1, greedy, mean_kl=0.0), Verify())
-    assert (found is None) == (said is None)
-    assert said is None or (found is not None and re.search(said, found))

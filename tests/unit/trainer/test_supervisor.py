@@ -1,6 +1,5 @@
 """PID 1: real processes where it matters, and the judgement over a worker's death as a function of what is left."""
 
-import json
 import os
 import signal
 import subprocess
@@ -19,9 +18,8 @@ from olivine_trainer.cli.environment import threads, worker_environment
 from olivine_trainer.cli.manifest import read_manifest, read_mounted_job
 from olivine_trainer.cli.placement import Placement
 from olivine_trainer.cli.restarts import Restarts
-from olivine_trainer.cli.team import Death, Forwarder, Team
+from olivine_trainer.cli.team import Death, Team
 from olivine_trainer.cli.verdict import decide
-from olivine_trainer.early_signals import EarlySignals
 from olivine_trainer.errors import ConfigurationError, PeerLostError
 from olivine_trainer.reporting.board import WorkerFiles, write_atomically
 from tests.unit.trainer.pid1 import Trainer
@@ -279,44 +277,6 @@ def test_both_versions_of_cgroups_are_read(tmp_path: Path) -> None:
     assert found is not None
     assert found.oom_kills() == 4
     assert find_memory_cgroup(tmp_path / "none", own) is None
-
-
-def test_a_signal_before_the_supervisor_stood_reaches_the_worker() -> None:
-    """PID 1 has no default handler: a SIGTERM while it imported was lost, and the pod killed after its grace."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    sent: list[int] = []
-
-    class Workers:
-        def send(self, number: int) -> None:
-            sent.append(number)
-
-    try:
-        early = EarlySignals()
-        early.install()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert early.asked
-        forwarder = Forwarder(early)
-        forwarder.attach(Workers())  # pyright: ignore[reportArgumentType]
-        assert (forwarder.asked, sent) == (True, [signal.SIGTERM])
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-def test_a_signal_before_python_stood_is_heard_with_the_images_entrypoint() -> None:
-    dockerfile = (Path(__file__).parents[3] / "trainer_image" / "Dockerfile").read_text()
-    entrypoint: list[str] = json.loads(dockerfile.rpartition("ENTRYPOINT ")[2])
-    assert entrypoint[-2:] == ["-m", "olivine_trainer"]
-    program = """
-import os, signal
-os.kill(os.getpid(), signal.SIGTERM)
-from olivine_trainer.early_signals import EARLY
-heard = EARLY.asked
-EARLY.install()
-print(heard, EARLY.asked, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-"""
-    done = subprocess.run([*entrypoint[:-3], sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False True set()"
 
 
 def test_threads_follow_the_pods_limit_and_are_shared() -> None:

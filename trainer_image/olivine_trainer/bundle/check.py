@@ -76,7 +76,7 @@ def _graph_inputs(folder: Path) -> dict[str, list[Any]]:
 
 def _check_slot(slot: Slot, shapes: Mapping[str, list[Any]]) -> None:
     for part, wanted in slot.shapes().items():
-        # What differs between adapters is a symbol in the graph.
+        # What differs between adapters is no number in the graph.
         found = [size if isinstance(size, int) else None for size in shapes.get(part, [])]
         if part not in shapes or found != list(wanted):
             raise BundleDamagedError(f"{MODEL} has no slot {part} of the manifest's shape: it is another base's graph")

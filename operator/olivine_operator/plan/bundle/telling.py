@@ -89,6 +89,11 @@ def merged(result: Sequence[AdapterStatus], built_in: Mapping[str, Candidate], v
     return found
 
 
+_LESSER_NUMBERS = (
+    "top1_agreement", "greedy_agreement", "shipped_top1_agreement", "shipped_greedy_agreement", "load_milliseconds", "overhead_percent",
+)  # fmt: skip
+
+
 def _bounded(entries: list[AdapterStatus]) -> list[AdapterStatus]:
     """All adapters, with fewer words where there are many."""
     if _size(entries) <= _BUDGET:
@@ -99,21 +104,7 @@ def _bounded(entries: list[AdapterStatus]) -> list[AdapterStatus]:
     ]
     if _size(shorter) <= _BUDGET:
         return shorter
-    return [
-        one.model_copy(
-            update=dict.fromkeys(
-                (
-                    "top1_agreement",
-                    "greedy_agreement",
-                    "shipped_top1_agreement",
-                    "shipped_greedy_agreement",
-                    "load_milliseconds",
-                    "overhead_percent",
-                )
-            )
-        )
-        for one in shorter
-    ]
+    return [one.model_copy(update=dict.fromkeys(_LESSER_NUMBERS)) for one in shorter]
 
 
 def _size(entries: list[AdapterStatus]) -> int:
